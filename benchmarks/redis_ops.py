@@ -184,14 +184,14 @@ async def agree(size: int, *, deaf: bool) -> Agreement:
     cluster = FakeRedisCluster()
     loop = asyncio.get_running_loop()
     workers = [Worker(cluster, per_minute=60_000_000) for _ in range(size)]
-    orders = [SharedOrders(worker.fleet, lambda *_: None, dict) for worker in workers]
-    await asyncio.gather(*(worker.fleet.ready() for worker in workers))
+    orders = [SharedOrders(worker.coordinator, lambda *_: None, dict) for worker in workers]
+    await asyncio.gather(*(worker.coordinator.ready() for worker in workers))
     await asyncio.sleep(25)  # until heartbeats are spread
     steps, trips = cluster.store.steps, cluster.trips
     await asyncio.sleep(20)
     idle_steps, idle_trips = (cluster.store.steps - steps) / 20, (cluster.trips - trips) / 20
     for worker in workers if deaf else ():
-        worker.link.deaf = True
+        worker.connection.drops_messages = True
 
     traffic = RedisTraffic(workers)
     await asyncio.sleep(6 * TURN)
@@ -213,7 +213,7 @@ async def agree(size: int, *, deaf: bool) -> Agreement:
     for probe in probes:
         probe.settle(BreakerOutcome.SUCCESS)
     closed = await agreed(workers, "closed")
-    await asyncio.gather(*(worker.fleet.aclose() for worker in workers))
+    await asyncio.gather(*(worker.coordinator.aclose() for worker in workers))
     assert len(orders) == size  # the coordinator itself keeps weak references only
     return Agreement(
         len(traffic.failed), under_way, later, len(probes),
@@ -225,7 +225,7 @@ async def agreed(workers: list[Worker], state: str) -> float:
     """Return the time at which the last worker is in a state."""
     for worker in workers:
         while worker.state != state:
-            await worker.gate.wait_for_change()
+            await worker.breaker.wait_for_change()
     return asyncio.get_running_loop().time()
 
 

@@ -1,4 +1,4 @@
-"""The control file: one process, or several, obey the orders in it within a second."""
+"""The control file: one or several processes obey the orders in it within a second."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def issue(made: Order) -> Callable[[Iterable[Order], int], Order]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look at the file a hundred times a second."""
+    """Poll the file a hundred times a second."""
     monkeypatch.setattr(control_file, "PERIOD", 0.01)
 
 
@@ -58,7 +58,7 @@ def opened(path: Path, **settings: Any) -> tuple[ImageClient, RecordingSink]:
 
 
 def rewrite(path: Path, content: bytes | list[Order]) -> None:
-    """Replace the file, which may exist, in one step: a watcher never reads half of it."""
+    """Replace or create the file atomically, so that no watcher reads half of it."""
     if isinstance(content, list):
         content = json.dumps({"orders": [each.to_dict() for each in content]}).encode()
     beside = path.with_suffix(".new")
@@ -82,7 +82,7 @@ def warnings(sink: RecordingSink) -> list[str]:
 
 
 def test_a_process_obeys_a_file_that_appears_later(path: Path) -> None:
-    """The file need not exist at the start; each change is obeyed, without a call in between."""
+    """The file may be created after the start; each change is obeyed without a call in between."""
 
     async def main() -> None:
         client, sink = opened(path)
@@ -100,7 +100,7 @@ def test_a_process_obeys_a_file_that_appears_later(path: Path) -> None:
 
 
 def test_successive_loops_obey_one_file(path: Path) -> None:
-    """The next loop obeys an order that was written while none ran, and what changes then."""
+    """The next loop obeys an order that was written between the loops, and later changes."""
     client, _ = opened(path)
 
     async def ask() -> str:
@@ -142,15 +142,15 @@ if child:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_process_looks_for_itself(tmp_path: Path) -> None:
-    """A thread does not survive a fork: the child starts another one."""
+def test_a_forked_process_starts_its_own_watcher(tmp_path: Path) -> None:
+    """The parent's watcher thread does not exist in the child, which starts a new one."""
     write_order(tmp_path / "later.json", issue(order("open", "google")))
     done = python("-W", "ignore", "-c", FORKED, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
 def test_a_client_that_is_dropped_ends_its_thread(path: Path) -> None:
-    """The thread does not keep the client."""
+    """The watcher thread does not keep the client alive."""
     client, _ = opened(path)
     asyncio.run(client.warm_up())
     gone = weakref.ref(client)
@@ -163,7 +163,7 @@ def test_a_client_that_is_dropped_ends_its_thread(path: Path) -> None:
 
 
 def test_with_a_secret_only_signed_orders_are_obeyed(path: Path) -> None:
-    """An unsigned order, one for a fleet, and one that was changed are ignored, with a warning."""
+    """Unsigned orders, orders for a fleet and modified ones are ignored with a warning."""
 
     async def main() -> None:
         client, sink = opened(path, control_secret=SECRET)
@@ -187,8 +187,8 @@ def test_with_a_secret_only_signed_orders_are_obeyed(path: Path) -> None:
     asyncio.run(main())
 
 
-def test_orders_that_are_over_or_of_the_future_change_nothing(path: Path) -> None:
-    """Their time is in the file, so that a process that starts later does not obey them."""
+def test_expired_and_future_orders_are_ignored(path: Path) -> None:
+    """The file has the time of each order, so a process that starts later ignores expired ones."""
 
     async def main() -> None:
         now = time.time_ns() // 1000
@@ -208,7 +208,7 @@ def test_orders_that_are_over_or_of_the_future_change_nothing(path: Path) -> Non
 
 
 def test_control_off_reads_no_file(path: Path) -> None:
-    """Nothing is started that would look at it."""
+    """No watcher thread is started."""
 
     async def main() -> None:
         write_order(path, issue(order("open", "google")))
@@ -235,7 +235,7 @@ def test_control_off_reads_no_file(path: Path) -> None:
     ],
 )
 def test_a_damaged_file_is_reported_once(content: bytes, problem: str, path: Path) -> None:
-    """The process goes on with what it knew, and obeys again once the file is valid."""
+    """The process keeps its current orders, and obeys again once the file is valid."""
 
     async def main() -> None:
         client, sink = opened(path)
@@ -252,10 +252,8 @@ def test_a_damaged_file_is_reported_once(content: bytes, problem: str, path: Pat
     asyncio.run(main())
 
 
-def test_a_file_that_could_not_be_read_is_read_once_it_can_be(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The cause may pass without a change of the file, such as too many open files."""
+def test_a_file_that_cannot_be_read_is_retried(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cause may end without a change of the file, such as too many open files."""
     reads = control_file.read_orders
     tries = itertools.count()
 
@@ -277,7 +275,7 @@ def test_a_file_that_could_not_be_read_is_read_once_it_can_be(
 
 
 def test_a_link_to_a_file_stays_a_link(path: Path, tmp_path: Path) -> None:
-    """Processes may read the file by either name."""
+    """Writing replaces the target of the link, so processes may read the file by either name."""
     target = tmp_path / "target" / "orders.json"
     target.parent.mkdir()
     path.symlink_to(target)
@@ -287,10 +285,8 @@ def test_a_link_to_a_file_stays_a_link(path: Path, tmp_path: Path) -> None:
     assert len(read_orders(target).orders) == 2
 
 
-def test_an_order_of_another_user_leaves_the_file_with_its_owner(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The operator may be root, and the file readable by the processes' user only."""
+def test_writing_as_root_keeps_the_owner(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator may write as root, and only the processes' user may read the file."""
     write_order(path, issue(order("open", "google")))
     path.chmod(0o600)
     owners: list[tuple[int, int]] = []
@@ -301,7 +297,7 @@ def test_an_order_of_another_user_leaves_the_file_with_its_owner(
 
 
 def test_valid_orders_beside_a_damaged_one_are_read(path: Path) -> None:
-    """One typing error must not keep other orders from being obeyed."""
+    """One invalid order does not keep the others from being obeyed."""
     good = order("open", "google")
     path.write_text(json.dumps({"orders": [{"action": "open"}, good.to_dict()]}), encoding="utf-8")
     orders, problems = read_orders(path)
@@ -311,8 +307,8 @@ def test_valid_orders_beside_a_damaged_one_are_read(path: Path) -> None:
         write_order(path, issue(good))  # writing would lose it
 
 
-def test_writing_removes_what_is_over_or_replaced(path: Path) -> None:
-    """The file stays small, and keeps its permissions."""
+def test_writing_removes_expired_and_replaced_orders(path: Path) -> None:
+    """The file does not grow, and keeps its permissions."""
     over = order("open", "openai", serial=1)
     first, second = order("open", "google"), order("set", "IMAGE_GEN_IPM", value="5")
     for each in (over, first, second):
@@ -325,8 +321,8 @@ def test_writing_removes_what_is_over_or_replaced(path: Path) -> None:
     assert [each.name for each in path.parent.iterdir()] == ["control.json"]
 
 
-def test_writers_at_the_same_time_lose_nothing(path: Path) -> None:
-    """Each of them waits for the other one."""
+def test_concurrent_writers_lose_no_order(path: Path) -> None:
+    """Each writer waits for the other one."""
     names = [f"IMAGE_GEN_P{number}_IPM" for number in range(20)]
     threads = [
         threading.Thread(target=write_order, args=(path, issue(order("set", name, value="5"))))

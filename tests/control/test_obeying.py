@@ -1,4 +1,4 @@
-"""Orders in one process: a client obeys them, shows them, and returns to its settings."""
+"""Orders in one process: a client obeys and shows them, and returns to its settings afterwards."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def orders(client: ImageClient) -> list[str]:
 
 
 def test_an_ordered_opening_holds_until_its_end() -> None:
-    """Calls skip the route; at the end of the order it serves again, without a call in between."""
+    """Calls skip the route until the order ends, and then use it without a call in between."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.client.obey(order("open", "google", 20))
@@ -81,8 +81,11 @@ def test_an_ordered_opening_holds_until_its_end() -> None:
     run_scenario(scene, **FAST)
 
 
-def test_a_route_is_one_model_and_a_provider_all_of_them() -> None:
-    """A route that a caller names later is held, too, if the order is about its provider."""
+def test_an_order_about_a_provider_applies_to_all_its_routes() -> None:
+    """It applies to routes that a caller names later.
+
+    An order about a route applies to that one only.
+    """
 
     async def scene(scenario: PipelineScenario) -> None:
         client = scenario.client
@@ -95,8 +98,8 @@ def test_a_route_is_one_model_and_a_provider_all_of_them() -> None:
     run_scenario(scene, **FAST)
 
 
-def test_a_model_of_the_model_file_may_be_named_before_a_caller_does(tmp_path: Path) -> None:
-    """It is known as those of the built-in table are."""
+def test_an_order_may_name_a_model_of_the_model_file(tmp_path: Path) -> None:
+    """The model is known before any call uses it, like those of the built-in table."""
     path = tmp_path / "models.toml"
     path.write_text('[new-model]\nvendor = "google"\n', encoding="utf-8")
 
@@ -108,7 +111,7 @@ def test_a_model_of_the_model_file_may_be_named_before_a_caller_does(tmp_path: P
 
 
 def test_close_closes_now_and_the_breaker_may_trip_again() -> None:
-    """It also ends an earlier order to open."""
+    """`close` also ends an earlier order to open."""
 
     async def scene(scenario: PipelineScenario) -> None:
         await fail(scenario, 3)
@@ -126,7 +129,7 @@ def test_close_closes_now_and_the_breaker_may_trip_again() -> None:
 
 
 def test_hold_keeps_it_closed_through_failures() -> None:
-    """Each call tries the route; at the end, the breaker is in the state that it counted."""
+    """Each call tries the route; after the hold the breaker has the state that it counted."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.client.obey(order("hold", "google", 30))
@@ -138,8 +141,8 @@ def test_hold_keeps_it_closed_through_failures() -> None:
     run_scenario(scene, **ONE_TRY)
 
 
-def test_reset_ends_what_was_ordered_for_the_provider_and_its_routes() -> None:
-    """The breakers decide by themselves again, from what they have counted meanwhile."""
+def test_reset_ends_all_orders_for_the_provider_and_its_routes() -> None:
+    """The breakers decide again by the outcomes that they have counted meanwhile."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.client.obey(order("hold", GOOGLE))
@@ -152,7 +155,7 @@ def test_reset_ends_what_was_ordered_for_the_provider_and_its_routes() -> None:
 
 
 def test_the_latest_order_about_a_route_decides() -> None:
-    """One route of an opened provider is closed; it stays so when the closing order is over."""
+    """A closed route of an opened provider remains closed after the order to close has ended."""
 
     async def scene(scenario: PipelineScenario) -> None:
         client = scenario.client
@@ -168,8 +171,10 @@ def test_the_latest_order_about_a_route_decides() -> None:
     run_scenario(scene, **FAST)
 
 
-def test_an_account_needs_an_explicit_word() -> None:
-    """A refused key stays out, in spite of close and hold, unless the order includes it."""
+def test_a_rejected_key_needs_an_explicit_order() -> None:
+    """`close` and `hold` do not admit calls with a rejected key unless the order includes such
+    failures.
+    """
 
     async def scene(scenario: PipelineScenario) -> None:
         client = scenario.client
@@ -184,8 +189,8 @@ def test_an_account_needs_an_explicit_word() -> None:
     run_scenario(scene, **ONE_TRY)
 
 
-def test_the_process_own_switch_has_precedence() -> None:
-    """IMAGE_GEN_FORCE_OPEN and `force_open` stay in force, and the order's giver learns it."""
+def test_force_open_of_the_process_takes_precedence() -> None:
+    """IMAGE_GEN_FORCE_OPEN and `force_open` stay in force, and the operator is informed."""
 
     async def scene(scenario: PipelineScenario) -> None:
         with pytest.raises(ConfigurationError, match="is forced open by its process"):
@@ -196,7 +201,7 @@ def test_the_process_own_switch_has_precedence() -> None:
 
 
 def test_a_close_that_arrives_late_closes_nothing() -> None:
-    """A process that starts an hour later must not close a circuit that has opened meanwhile."""
+    """A process that starts an hour later does not close a circuit that opened meanwhile."""
 
     async def scene(scenario: PipelineScenario) -> None:
         await fail(scenario, 3)
@@ -210,8 +215,8 @@ def test_a_close_that_arrives_late_closes_nothing() -> None:
 # Settings
 
 
-def test_a_threshold_keeps_the_window_and_is_used_by_the_next_failure() -> None:
-    """Two failures are counted; with a threshold of 3 in place of 5, the third one opens."""
+def test_a_changed_threshold_applies_to_failures_already_counted() -> None:
+    """After two failures an order lowers the threshold from 5 to 3, and the third failure opens."""
 
     async def scene(scenario: PipelineScenario) -> None:
         breaker = scenario.client.breakers[GOOGLE]
@@ -229,7 +234,7 @@ def test_a_threshold_keeps_the_window_and_is_used_by_the_next_failure() -> None:
 
 
 def test_other_values_of_a_breaker_that_the_application_configured_stay() -> None:
-    """An order changes the value that it names, and its end returns that value only."""
+    """An order changes only the value that it names, and its end restores only that value."""
 
     async def scene(scenario: PipelineScenario) -> None:
         breaker = scenario.client.breakers[GOOGLE]
@@ -242,8 +247,8 @@ def test_other_values_of_a_breaker_that_the_application_configured_stay() -> Non
     run_scenario(scene)
 
 
-def test_the_pace_changes_for_callers_in_the_queue() -> None:
-    """At one image a minute the second caller waits a minute; a faster pace lets it go soon."""
+def test_a_changed_rate_limit_applies_to_waiting_callers() -> None:
+    """At one image a minute the second caller waits a minute; a higher limit serves it earlier."""
 
     async def scene(scenario: PipelineScenario) -> None:
         calls = [asyncio.create_task(scenario.ask()) for _ in range(3)]
@@ -257,8 +262,8 @@ def test_the_pace_changes_for_callers_in_the_queue() -> None:
     run_scenario(scene, ipm=1, max_concurrent=4)
 
 
-def test_a_slower_pace_ends_with_its_order() -> None:
-    """A caller in the queue is sent by the restored pace."""
+def test_a_lower_rate_limit_ends_with_its_order() -> None:
+    """A waiting caller is served by the restored limit."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.client.obey(setting("GOOGLE_IPM", "0.1", 30))
@@ -271,7 +276,10 @@ def test_a_slower_pace_ends_with_its_order() -> None:
 
 
 def test_concurrency_changes_without_a_new_call() -> None:
-    """More slots let waiting callers go at once; fewer ones let requests in flight finish."""
+    """More slots serve waiting callers at once.
+
+    With fewer slots requests in flight still finish.
+    """
 
     async def scene(scenario: PipelineScenario) -> None:
         calls = [asyncio.create_task(scenario.ask()) for _ in range(6)]
@@ -289,7 +297,7 @@ def test_concurrency_changes_without_a_new_call() -> None:
 
 
 def test_the_time_limit_changes() -> None:
-    """The next request ends by it, and the breaker waits as long for a probe."""
+    """The next request has the changed limit, which is also the deadline of probes."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.hang()
@@ -302,7 +310,7 @@ def test_the_time_limit_changes() -> None:
 
 
 def test_hedging_changes() -> None:
-    """Off by default, it starts the next route beside a slow request while the order lasts."""
+    """While the order lasts, a slow request is hedged, which is off by default."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.latency = 10.0
@@ -318,7 +326,7 @@ def test_hedging_changes() -> None:
 
 
 def test_routes_change_their_order() -> None:
-    """The fallback is asked first, and one route may be left out; then the order returns."""
+    """The fallback is asked first, a route may be left out, and their order is restored."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.client.obey(setting("ROUTES", f"{OPENAI}, {GOOGLE}"))
@@ -336,7 +344,7 @@ def test_routes_change_their_order() -> None:
 
 
 def test_accounts_of_a_step_can_be_separated() -> None:
-    """One step of two accounts becomes two steps, and the snapshot names steps as they are."""
+    """A step of two accounts becomes two steps, and the snapshot names the steps in effect."""
 
     async def main() -> None:
         accounts = [FakeProvider(name) for name in ("google", "google_b", "openai")]
@@ -375,7 +383,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("assignment", REFUSED)
 def test_a_value_is_checked_like_a_variable(assignment: str) -> None:
-    """An order that is not allowed changes nothing, and its giver learns what is allowed."""
+    """An invalid order changes nothing, and the error names the allowed values."""
 
     async def scene(scenario: PipelineScenario) -> None:
         before = scenario.client.snapshot()
@@ -390,7 +398,7 @@ def test_a_value_is_checked_like_a_variable(assignment: str) -> None:
     run_scenario(scene)
 
 
-def test_limits_of_a_provider_that_only_the_application_knows_are_refused() -> None:
+def test_limits_of_a_custom_provider_are_rejected() -> None:
     """IMAGE_GEN_<NAME>_IPM is a variable of built-in and declared providers only."""
     client = ImageClient(Settings(routes="mine:model"), providers=[FakeProvider("mine")])
 
@@ -402,7 +410,7 @@ def test_limits_of_a_provider_that_only_the_application_knows_are_refused() -> N
 
 
 def test_two_values_that_fit_only_together_end_one_after_the_other() -> None:
-    """When the first order ends, the second no longer fits: it is left out, with a warning."""
+    """After the first order has ended, the second is invalid alone and suspended with a warning."""
 
     async def scene(scenario: PipelineScenario) -> None:
         config = scenario.client.breakers[GOOGLE]
@@ -419,10 +427,10 @@ def test_two_values_that_fit_only_together_end_one_after_the_other() -> None:
     run_scenario(scene)
 
 
-def test_values_that_do_not_fit_keep_no_other_order_out() -> None:
-    """The order that is left out is not shown as in force, and has its effect when it fits again.
+def test_a_suspended_order_does_not_affect_others() -> None:
+    """An invalid order is not shown as in force, and applies again once it is valid.
 
-    An order that ends an earlier one is obeyed although a third one does not fit without it.
+    An order that ends an earlier one is obeyed although a third one is invalid without it.
     """
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -449,7 +457,10 @@ def test_values_that_do_not_fit_keep_no_other_order_out() -> None:
 
 
 def test_orders_are_in_snapshot_log_and_spans(caplog: pytest.LogCaptureFixture) -> None:
-    """By whom, why and how long; at the end there is an event, and nothing is left."""
+    """They have author, reason and duration.
+
+    The end of an order is an event, and nothing is left.
+    """
     caplog.set_level(logging.INFO, "imagegen")
     telemetry = Telemetry()
 
@@ -491,8 +502,8 @@ def test_orders_are_in_snapshot_log_and_spans(caplog: pytest.LogCaptureFixture) 
     assert logged[0]["control.why"] == "incident 7"
 
 
-def test_reported_settings_include_what_was_ordered() -> None:
-    """A recording says under which settings its calls were made, so that a replay fits."""
+def test_reported_settings_include_orders() -> None:
+    """A recording has the settings under which its calls were made, so that a replay is correct."""
 
     async def scene(scenario: PipelineScenario) -> None:
         await scenario.ask()
@@ -510,8 +521,8 @@ def test_reported_settings_include_what_was_ordered() -> None:
     run_scenario(scene, **FAST)
 
 
-def test_an_order_is_told_once_and_may_be_repeated() -> None:
-    """The same order again changes nothing; one that is over is not obeyed again."""
+def test_a_repeated_order_has_no_effect() -> None:
+    """The same order is reported once, and not obeyed again after its end."""
 
     async def scene(scenario: PipelineScenario) -> None:
         client, opening = scenario.client, order("open", "google", 20)
@@ -542,8 +553,8 @@ def test_control_can_be_switched_off() -> None:
 
 
 @pytest.mark.parametrize("target", ["gogle", "google:gemini-4-pro-image", "openai_b"])
-def test_an_unknown_route_is_refused_with_the_known_ones(target: str) -> None:
-    """A typing error must not look like success."""
+def test_an_order_about_an_unknown_route_is_rejected(target: str) -> None:
+    """The error lists the known routes."""
 
     async def scene(scenario: PipelineScenario) -> None:
         with pytest.raises(ConfigurationError, match=f"no such route; routes are {GOOGLE}, "):
@@ -553,7 +564,7 @@ def test_an_unknown_route_is_refused_with_the_known_ones(target: str) -> None:
 
 
 def test_threads_may_give_orders() -> None:
-    """The synchronous client obeys on its loop."""
+    """The synchronous client applies an order of any thread on its loop."""
     google, openai = FakeProvider("google"), FakeProvider("openai")
     with sync.ImageClient(Settings(), providers=[google, openai]) as client:
         client.obey(order("open", "google"))
@@ -590,10 +601,10 @@ given_orders = st.one_of(
 
 
 @given(st.lists(st.tuples(given_orders, st.sampled_from([0.0, 0.5, 30.0])), max_size=12))
-def test_after_the_last_order_everything_is_as_before(
+def test_the_state_is_restored_after_any_sequence_of_orders(
     plan: list[tuple[Order, float]],
 ) -> None:
-    """Whatever was ordered, refused, replaced and ended, in any sequence, with calls in between."""
+    """Orders are given, rejected, replaced and ended in any sequence, with calls in between."""
 
     async def scene(scenario: PipelineScenario) -> None:
         def condition() -> object:

@@ -1,4 +1,4 @@
-"""Orders: their format, their rules, their signature and which one replaces which."""
+"""Orders: format, rules, signature, and replacement."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ orders = st.one_of(
 
 
 @given(orders)
-def test_an_order_survives_its_format(order: Order) -> None:
-    """What is written is read as the same order, with and without a signature."""
+def test_a_serialized_order_is_read_back(order: Order) -> None:
+    """Serializing and parsing gives an equal order, with and without a signature."""
     for each in (order, order.signed(SECRET, NAMESPACE)):
         assert Order.parse(each.to_json()) == each
 
 
 @given(orders, st.data())
-def test_a_signature_holds_for_exactly_one_order(order: Order, data: st.DataObject) -> None:
+def test_a_signature_is_valid_for_one_order_only(order: Order, data: st.DataObject) -> None:
     """Another secret, namespace or value of any field makes it invalid."""
     signed = order.signed(SECRET, NAMESPACE)
     assert signed.is_signed(SECRET, NAMESPACE)
@@ -70,8 +70,8 @@ def test_a_signature_holds_for_exactly_one_order(order: Order, data: st.DataObje
 
 
 @given(st.binary(max_size=60) | st.text(max_size=60) | orders.map(Order.to_json), st.data())
-def test_anything_else_is_a_clear_error(text: str | bytes, data: st.DataObject) -> None:
-    """Damaged orders raise ConfigurationError, and no other exception, without repeating them."""
+def test_damaged_orders_raise_a_configuration_error(text: str | bytes, data: st.DataObject) -> None:
+    """No other exception is raised, and the error does not repeat the order."""
     cut = data.draw(st.integers(0, len(text)))
     message = ""
     try:
@@ -87,7 +87,7 @@ values = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_s
 
 @given(orders, st.sampled_from(sorted(Order.__dataclass_fields__)), values)
 def test_each_field_is_checked(order: Order, field: str, value: object) -> None:
-    """A field with any other value is either rejected, or a valid order that can be written."""
+    """A changed field is either rejected or gives a valid order."""
     try:
         changed = Order.from_dict({**order.to_dict(), field: value})
     except ConfigurationError:
@@ -121,14 +121,14 @@ def test_each_field_is_checked(order: Order, field: str, value: object) -> None:
         ({"action": "open", "target": "google", "force": True}, "must be an object with"),
     ],
 )
-def test_what_an_order_must_say(fields: dict[str, Any], message: str) -> None:
-    """Each rule has a message that names the field and what is allowed."""
+def test_each_rule_of_an_order_has_a_message(fields: dict[str, Any], message: str) -> None:
+    """The message names the field and what is allowed."""
     with pytest.raises(ConfigurationError, match=message):
         Order.from_dict({**VALID, **fields})
 
 
-def test_a_route_is_one_model_or_all_of_a_provider() -> None:
-    """A provider's name stands for all its routes, also those of other models."""
+def test_a_target_is_a_route_or_a_provider() -> None:
+    """A provider's name targets all its routes, including those of models named later."""
     google = Order(action="open", target="google", **VALID)
     pro = Order(action="open", target="google:gemini-3-pro-image", **VALID)
     names = ["google:gemini-3-pro-image", "google:other", "google_b:gemini-3-pro-image"]
@@ -140,7 +140,7 @@ def test_a_route_is_one_model_or_all_of_a_provider() -> None:
 
 @given(orders, orders)
 def test_only_a_later_order_replaces_one(first: Order, second: Order) -> None:
-    """It is on the same topic, or on a provider whose route the earlier one is about."""
+    """An order replaces earlier ones on the same target, or on routes of its provider."""
     assert not (first.replaces(second) and second.replaces(first))
     if first.replaces(second):
         assert first.serial > second.serial
@@ -149,8 +149,8 @@ def test_only_a_later_order_replaces_one(first: Order, second: Order) -> None:
         assert first.replaces(second) or second.replaces(first)
 
 
-def test_orders_read_like_commands() -> None:
-    """Logs and spans show what an operator would type."""
+def test_an_order_is_described_by_its_command() -> None:
+    """Logs and spans show the command that gives the order."""
     written = [
         str(Order(action=action, target="google", **VALID)) for action in BREAKER_ACTIONS
     ] + [
@@ -170,7 +170,7 @@ def test_orders_read_like_commands() -> None:
 
 
 def test_the_format_is_one_line_of_json() -> None:
-    """The names are part of the format, as the page, the file and other versions use them."""
+    """The field names are part of the format, which the page, the file and other versions use."""
     order = Order(action="open", target="google", why="incident 7", **VALID)
     assert json.loads(order.to_json()) == {
         "action": "open", "target": "google", "value": None, "even_account": False, "ttl": 60,

@@ -1,4 +1,4 @@
-"""Eight real processes, a real Redis and the real command: an order is obeyed by all, and ends."""
+"""An order to eight real processes through a real Redis, given by the real command."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ LASTS = 20.0
 
 
 @pytest.fixture(scope="module")
-def crew() -> Iterator[WorkerGroup]:
-    with worker_group(WORKERS) as crew:
-        yield crew
+def group() -> Iterator[WorkerGroup]:
+    with worker_group(WORKERS) as group:
+        yield group
 
 
 @pytest.mark.parametrize("redis_dies", [False, True])
 def test_an_order_is_obeyed_by_all_within_two_seconds_and_ends_by_itself(
-    crew: WorkerGroup, tmp_path: Path, redis_dies: bool
+    group: WorkerGroup, tmp_path: Path, redis_dies: bool
 ) -> None:
-    """The clocks of the workers differ by hours. It is in their log, snapshots and spans."""
-    if not crew.redis.answers():
-        crew.redis.start()
-    crew.open(traced=True)
-    crew.load(60, callers=CALLERS, pause=0.2, rest=0.5)
+    """The order is in the log, snapshots and spans of all workers, whose clocks differ by hours."""
+    if not group.redis.answers():
+        group.redis.start()
+    group.open(traced=True)
+    group.load(60, callers=CALLERS, pause=0.2, rest=0.5)
     to_epoch = time.time() - time.monotonic()
-    done = run("breaker", "open", "google", "--for", "20s", "--redis-url", crew.url, cwd=tmp_path)
+    done = run("breaker", "open", "google", "--for", "20s", "--redis-url", group.url, cwd=tmp_path)
     obeyed = time.monotonic()
     assert (done.returncode, f": {WORKERS} of {WORKERS} workers obey" in done.stdout) == (0, True)
-    (stored,) = asyncio.run(FleetOrders(Address.parse(crew.url), None).read())
+    (stored,) = asyncio.run(FleetOrders(Address.parse(group.url), None).read())
     assert list(stored.codes.values()) == ["ok"] * WORKERS
     if redis_dies:
-        crew.redis.kill()
-    reports = crew.reports()
+        group.redis.kill()
+    reports = group.reports()
 
     delays, durations = [], []
     for report in reports:

@@ -1,4 +1,4 @@
-"""Orders for a fleet: eight clients on one fake Redis, in virtual time, with the real scripts."""
+"""Orders for a fleet: eight clients on one fake Redis, on virtual time, with the real scripts."""
 
 from __future__ import annotations
 
@@ -49,17 +49,17 @@ class Worker:
 
 
 class Fleet:
-    """Workers, and the operators' tool."""
+    """Workers, and the operators' command."""
 
-    def __init__(self, sea: FakeRedisCluster) -> None:
-        self.sea = sea
+    def __init__(self, redis: FakeRedisCluster) -> None:
+        self.redis = redis
         self.workers: list[Worker] = []
         self.given: list[Order] = []
 
     async def add(self, count: int = 1, **settings: Any) -> None:
         for _ in range(count):
             google, sink = FakeProvider("google"), RecordingSink()
-            made = Settings(redis_url="redis://sea", ipm=6000, max_retries=0, **settings)
+            made = Settings(redis_url="redis://fake", ipm=6000, max_retries=0, **settings)
             providers = [google, FakeProvider("openai")]
             started = ImageClient(made, providers=providers, sinks=[sink])
             self.workers.append(Worker(started, google, sink))
@@ -67,7 +67,7 @@ class Fleet:
 
     @property
     def now(self) -> int:
-        return round((START + self.sea.loop.time() + self.sea.clock_skew) * 1e6)
+        return round((START + self.redis.loop.time() + self.redis.clock_skew) * 1e6)
 
     def give(
         self, action: str, target: str, ttl: int = 60, *, secret: str | None = None, **fields: Any
@@ -82,7 +82,7 @@ class Fleet:
         return order
 
     def put(self, order: Order, text: str | None = None) -> int:
-        """Store an order as it is, and let the workers know."""
+        """Store an order, and notify the workers."""
         call = order_call(
             ADDRESS,
             order.topic,
@@ -91,13 +91,13 @@ class Fleet:
             ends=order.ends_at,
             replaced=[each.topic for each in self.given if order.replaces(each)],
         )
-        answer = int(self.sea.store.take(call))
-        self.sea.spread()
+        answer = int(self.redis.store.take(call))
+        self.redis.deliver()
         return answer
 
     def codes(self, order: Order) -> list[str | None]:
         """Return what each worker has reported about an order."""
-        stored = self.sea.store.hashes.get(order_keys(ADDRESS)[1], {})
+        stored = self.redis.store.hashes.get(order_keys(ADDRESS)[1], {})
         reports = [json.loads(report)["orders"] for report in stored.values()]
         return [report.get(str(order.serial)) for report in reports]
 
@@ -108,11 +108,11 @@ class Fleet:
 
 @contextlib.asynccontextmanager
 async def fleet(
-    sea: FakeRedisCluster, count: int = WORKERS, **settings: Any
+    redis: FakeRedisCluster, count: int = WORKERS, **settings: Any
 ) -> AsyncIterator[Fleet]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(client, "_new_coordinator", lambda *_: sea.coordinator())
-        made = Fleet(sea)
+        patch.setattr(client, "_new_coordinator", lambda *_: redis.coordinator())
+        made = Fleet(redis)
         try:
             await made.add(count, **settings)
             yield made
@@ -122,15 +122,15 @@ async def fleet(
 
 
 def run(scene: Callable[[Fleet], Awaitable[None]], count: int = WORKERS, **settings: Any) -> None:
-    async def main(sea: FakeRedisCluster) -> None:
-        async with fleet(sea, count, **settings) as made:
+    async def main(redis: FakeRedisCluster) -> None:
+        async with fleet(redis, count, **settings) as made:
             await scene(made)
 
     run_with_fake_redis(main)
 
 
 def test_all_workers_obey_at_once_and_report_it() -> None:
-    """The message is read within milliseconds, and the report follows without a heartbeat."""
+    """All obey on the message within milliseconds, and report without waiting for a heartbeat."""
 
     async def scene(made: Fleet) -> None:
         order = made.give("open", "google", 20)
@@ -146,12 +146,12 @@ def test_all_workers_obey_at_once_and_report_it() -> None:
     run(scene)
 
 
-def test_a_lost_message_is_made_up_for_by_the_next_heartbeat() -> None:
-    """Within two seconds, as every check-in reads orders that are new."""
+def test_the_next_heartbeat_replaces_a_lost_message() -> None:
+    """Every heartbeat reads new orders, so workers obey within two seconds."""
 
     async def scene(made: Fleet) -> None:
-        for link in made.sea.links:
-            link.deaf = True
+        for link in made.redis.connections:
+            link.drops_messages = True
         order = made.give("open", "google")
         await asyncio.sleep(CHECK_IN)
         assert made.states == {"forced_open"}
@@ -161,14 +161,14 @@ def test_a_lost_message_is_made_up_for_by_the_next_heartbeat() -> None:
     run(scene)
 
 
-def test_an_order_ends_by_itself_while_redis_is_away() -> None:
-    """The end is the worker's own; another one that starts meanwhile does not know the order."""
+def test_an_order_ends_during_an_outage_of_redis() -> None:
+    """Each worker ends the order itself; a worker that starts meanwhile does not know it."""
 
     async def scene(made: Fleet) -> None:
         made.give("open", "google", 30)
         made.give("set", "IMAGE_GEN_BREAKER_FAIL_MAX", 40, value="7")
         await asyncio.sleep(SOON)
-        made.sea.stop()
+        made.redis.stop()
         await asyncio.sleep(20)
         assert made.states == {"forced_open"}
         await asyncio.sleep(10)
@@ -182,14 +182,14 @@ def test_an_order_ends_by_itself_while_redis_is_away() -> None:
     run(scene)
 
 
-def test_a_store_that_was_emptied_ends_nothing() -> None:
-    """Workers keep what they heard; the operator repeats the order for those that start later."""
+def test_an_emptied_redis_ends_no_order() -> None:
+    """Workers keep their orders; for workers that start later, the operator repeats the order."""
 
     async def scene(made: Fleet) -> None:
         made.give("open", "google", 60)
         await asyncio.sleep(SOON)
-        made.sea.stop()
-        made.sea.restart(empty=True)
+        made.redis.stop()
+        made.redis.restart(empty=True)
         await asyncio.sleep(5)
         assert made.states == {"forced_open"}
         await made.add()
@@ -202,7 +202,7 @@ def test_a_store_that_was_emptied_ends_nothing() -> None:
 
 
 def test_a_worker_that_starts_later_obeys_before_its_first_call() -> None:
-    """For the rest of the order's time, and not an order that was withdrawn."""
+    """It obeys for the rest of the order's time, and does not obey a withdrawn order."""
 
     async def scene(made: Fleet) -> None:
         made.give("open", "google", 60)
@@ -219,17 +219,17 @@ def test_a_worker_that_starts_later_obeys_before_its_first_call() -> None:
     run(scene, 1)
 
 
-def test_a_worker_without_redis_hears_of_it_when_it_is_back() -> None:
-    """It obeys for what is left, and the later of two orders."""
+def test_a_disconnected_worker_obeys_after_its_reconnect() -> None:
+    """It obeys the later of two orders, for the rest of its time."""
 
     async def scene(made: Fleet) -> None:
         cut = made.workers[0]
         made.give("open", "google", 600)
         await asyncio.sleep(SOON)
-        made.sea.up = False
-        made.sea.links_of[cut.client._coordinator.worker][-1].break_off()  # type: ignore[union-attr]
+        made.redis.up = False
+        made.redis.connections_of[cut.client._coordinator.worker][-1].break_off()  # type: ignore[union-attr]
         await asyncio.sleep(1)
-        made.sea.up = True
+        made.redis.up = True
         made.give("close", "google")
         assert cut.state == "forced_open"
         await asyncio.sleep(10)
@@ -242,18 +242,18 @@ def test_close_closes_the_shared_circuit() -> None:
     """All workers send again, and the circuit may trip again for all of them."""
 
     async def scene(made: Fleet) -> None:
-        await outage(made)
+        await open_shared_circuit(made)
         made.give("close", "google")
         await asyncio.sleep(CHECK_IN)
         assert made.states == {"closed"}
         await asyncio.sleep(5)
         assert made.states == {"closed"}
-        await outage(made)
+        await open_shared_circuit(made)
 
     run(scene)
 
 
-async def outage(made: Fleet) -> None:
+async def open_shared_circuit(made: Fleet) -> None:
     """Let one worker's calls open the shared circuit."""
     failing = made.workers[0]
     failing.google.fail(Reason.OVERLOADED, times=3)
@@ -263,8 +263,8 @@ async def outage(made: Fleet) -> None:
     assert made.states == {"open"}
 
 
-def test_held_closed_all_workers_try() -> None:
-    """The shared circuit opens without effect, and takes over at the end."""
+def test_workers_held_closed_send_requests() -> None:
+    """The shared circuit opens without effect, and applies when the hold ends."""
 
     async def scene(made: Fleet) -> None:
         made.give("hold", "google", 30)
@@ -283,8 +283,8 @@ def test_held_closed_all_workers_try() -> None:
     run(scene, 2)
 
 
-def test_the_shared_pace_follows_an_order() -> None:
-    """Two workers share 60 a minute, then 6; the first images show the new pace."""
+def test_an_order_changes_the_shared_rate_limit() -> None:
+    """Two workers share 60 images a minute, then 6; the first images have the new interval."""
 
     async def scene(made: Fleet) -> None:
         made.give("set", "IMAGE_GEN_IPM", 600, value="60")
@@ -296,13 +296,13 @@ def test_the_shared_pace_follows_an_order() -> None:
         starts = sorted(sent.at for worker in made.workers for sent in worker.google.sent)
         gaps = [after - before for before, after in itertools.pairwise(starts)]
         assert gaps == pytest.approx([1.0] * 5, abs=0.02)
-        assert "fleet_settings" not in made.sea.warnings
+        assert "fleet_settings" not in made.redis.warnings
 
     run(scene, 2)
 
 
 def test_settings_that_change_everywhere_are_not_reported_as_different() -> None:
-    """Some workers begin or end an order a moment before others, which is no mistake."""
+    """Workers begin and end an order at slightly different times, which causes no warning."""
 
     async def scene(made: Fleet) -> None:
         made.give("set", "IMAGE_GEN_BREAKER_FAIL_MAX", 30, value="7")
@@ -310,13 +310,13 @@ def test_settings_that_change_everywhere_are_not_reported_as_different() -> None
         for _ in range(20):
             await made.workers[0].client.generate("a lighthouse")
             await asyncio.sleep(2)
-        assert made.sea.warnings == []
+        assert made.redis.warnings == []
 
     run(scene, 3)
 
 
 def test_settings_that_one_worker_changed_are_reported_as_different() -> None:
-    """Its own program has ordered it, so that it stays different."""
+    """A worker whose own program gave an order differs permanently."""
 
     async def scene(made: Fleet) -> None:
         order = Order(
@@ -324,7 +324,7 @@ def test_settings_that_one_worker_changed_are_reported_as_different() -> None:
         )
         made.workers[0].client.obey(order)
         await asyncio.sleep(30)
-        assert set(made.sea.warnings) == {"fleet_settings"}
+        assert set(made.redis.warnings) == {"fleet_settings"}
 
     run(scene, 2)
 
@@ -345,7 +345,7 @@ def forgeries(order: Order) -> Iterable[Order]:
 
 @pytest.mark.parametrize("number", range(6))
 def test_a_forged_order_changes_nothing(number: int) -> None:
-    """It is refused with one warning, which the operator's tool can read, too."""
+    """It causes one warning, which the operator's command can read, too."""
 
     async def scene(made: Fleet) -> None:
         draft = Order(action="open", target="google", ttl=60, by="ops", serial=made.now)
@@ -363,7 +363,7 @@ def test_a_forged_order_changes_nothing(number: int) -> None:
 
 
 def test_a_signed_order_is_obeyed() -> None:
-    """By workers with the secret, and by those without one."""
+    """It is obeyed by workers with the secret, and by those without one."""
 
     async def scene(made: Fleet) -> None:
         await made.add()
@@ -375,7 +375,7 @@ def test_a_signed_order_is_obeyed() -> None:
 
 
 def test_a_replayed_order_changes_nothing() -> None:
-    """Not while the order that replaced it lasts, not afterwards, and not once it is over."""
+    """It is ignored while the replacing order lasts, afterwards, and once it has expired itself."""
 
     async def scene(made: Fleet) -> None:
         first = made.give("open", "google", 600, secret=SECRET)
@@ -392,15 +392,15 @@ def test_a_replayed_order_changes_nothing() -> None:
 
 
 def replay(made: Fleet, order: Order) -> None:
-    """Store an order with the rights of a worker, past the script."""
+    """Store an order with the permissions of a worker, without the script."""
     key = order_keys(ADDRESS)[0]
-    stored = made.sea.store.hashes.setdefault(key, {})
+    stored = made.redis.store.hashes.setdefault(key, {})
     stored[order.topic] = f"{made.now + 86_400_000_000} {order.to_json()}"
     stored["serial"] = str(made.now)
 
 
-def test_an_order_that_was_over_when_it_was_read_changes_nothing() -> None:
-    """Its end is signed, so that a longer life in the store does not help."""
+def test_an_expired_order_is_ignored() -> None:
+    """The end is signed, so a longer life in Redis has no effect."""
 
     async def scene(made: Fleet) -> None:
         over = Order(action="open", target="google", ttl=60, by="ops", serial=made.now - 61_000_000)
@@ -415,7 +415,7 @@ def test_an_order_that_was_over_when_it_was_read_changes_nothing() -> None:
 
 @pytest.mark.parametrize("text", ["", "{}", "null", "[" * 1000, '{"action": "open"}', "\\u0000"])
 def test_a_damaged_order_changes_nothing(text: str) -> None:
-    """Others beside it are obeyed."""
+    """Other orders are obeyed."""
 
     async def scene(made: Fleet) -> None:
         good = made.give("open", "openai")
@@ -430,21 +430,21 @@ def test_a_damaged_order_changes_nothing(text: str) -> None:
     run(scene, 2)
 
 
-def test_a_worker_that_missed_a_shorter_order_ends_the_longer_one_that_it_replaced() -> None:
-    """The worker was without Redis from before the shorter order until after its end."""
+def test_a_worker_that_missed_a_short_order_ends_the_order_that_it_replaced() -> None:
+    """The worker was disconnected from before the shorter order until after its end."""
 
     async def scene(made: Fleet) -> None:
         cut = made.workers[0]
         made.give("open", "google", 600)
         made.give("set", "IMAGE_GEN_BREAKER_FAIL_MAX", 600, value="7")
         await asyncio.sleep(SOON)
-        made.sea.up = False
-        made.sea.links_of[cut.client._coordinator.worker][-1].break_off()  # type: ignore[union-attr]
+        made.redis.up = False
+        made.redis.connections_of[cut.client._coordinator.worker][-1].break_off()  # type: ignore[union-attr]
         await asyncio.sleep(1)
         made.give("open", "google", 5)
         await asyncio.sleep(6)
         assert [worker.state for worker in made.workers] == ["forced_open", "closed", "closed"]
-        made.sea.up = True
+        made.redis.up = True
         await asyncio.sleep(10)
         assert made.states == {"closed"}
         assert cut.orders == ["IMAGE_GEN_BREAKER_FAIL_MAX=7"]
@@ -454,7 +454,7 @@ def test_a_worker_that_missed_a_shorter_order_ends_the_longer_one_that_it_replac
 
 
 def test_a_forged_order_does_not_hide_the_report_about_another_one() -> None:
-    """It has the serial of an order that all workers obey."""
+    """The forged order has the serial of an order that all workers obey."""
 
     async def scene(made: Fleet) -> None:
         good = made.give("open", "google", secret=SECRET)
@@ -462,7 +462,7 @@ def test_a_forged_order_does_not_hide_the_report_about_another_one() -> None:
         forged = Order(
             action="open", target="openai", ttl=60, by="ops", serial=good.serial, signature="0" * 64
         )
-        stored = made.sea.store.hashes[order_keys(ADDRESS)[0]]
+        stored = made.redis.store.hashes[order_keys(ADDRESS)[0]]
         stored["breaker openai"] = f"{forged.ends_at} {forged.to_json()}"
         made.give("open", GOOGLE, secret=SECRET)
         await asyncio.sleep(CHECK_IN)
@@ -472,8 +472,8 @@ def test_a_forged_order_does_not_hide_the_report_about_another_one() -> None:
     run(scene, 2, control_secret=SECRET)
 
 
-def test_an_invalid_order_changes_nothing_and_says_why() -> None:
-    """A value that does not fit to the worker's settings, and a route that it does not have."""
+def test_an_invalid_order_is_reported_with_its_cause() -> None:
+    """A value does not fit the worker's settings, or the worker does not have the route."""
 
     async def scene(made: Fleet) -> None:
         value = made.give("set", "IMAGE_GEN_BREAKER_RESET_TIMEOUT", value="9000")
@@ -488,8 +488,8 @@ def test_an_invalid_order_changes_nothing_and_says_why() -> None:
     run(scene, 2)
 
 
-def test_workers_that_obey_no_orders_say_so() -> None:
-    """The operator's tool can count them, and their log stays quiet."""
+def test_workers_with_control_off_report_it() -> None:
+    """The operator's command counts such workers, and they log nothing."""
 
     async def scene(made: Fleet) -> None:
         await made.add(control="off")
@@ -503,7 +503,7 @@ def test_workers_that_obey_no_orders_say_so() -> None:
 
 
 def test_a_worker_that_leaves_is_not_waited_for() -> None:
-    """Its report goes with it."""
+    """Its report is deleted when it unregisters."""
 
     async def scene(made: Fleet) -> None:
         await made.workers.pop().client.aclose()
@@ -515,7 +515,7 @@ def test_a_worker_that_leaves_is_not_waited_for() -> None:
 
 
 def test_of_two_orders_at_once_the_script_accepts_the_later_one() -> None:
-    """An order with a serial that is not the highest, or not of about now, is not stored."""
+    """The script rejects a serial that is not the highest, or not close to the present time."""
 
     async def scene(made: Fleet) -> None:
         order = made.give("open", "google")
@@ -528,11 +528,11 @@ def test_of_two_orders_at_once_the_script_accepts_the_later_one() -> None:
 
 
 def test_a_forged_highest_serial_does_not_lock_operators_out() -> None:
-    """It is of the future, so that the next order takes its place."""
+    """A serial in the future is ignored, so the next order is stored."""
 
     async def scene(made: Fleet) -> None:
         key = order_keys(ADDRESS)[0]
-        made.sea.store.hashes[key] = {"serial": str(made.now + 3_600_000_000)}
+        made.redis.store.hashes[key] = {"serial": str(made.now + 3_600_000_000)}
         order = made.give("open", "google")
         await asyncio.sleep(SOON)
         assert made.codes(order) == ["ok"]
@@ -540,13 +540,13 @@ def test_a_forged_highest_serial_does_not_lock_operators_out() -> None:
     run(scene, 1)
 
 
-def test_a_clock_that_was_put_back_lengthens_no_order() -> None:
-    """What is left is at most the lifetime of the order, and workers count it themselves."""
+def test_a_clock_that_steps_back_does_not_extend_an_order() -> None:
+    """Workers measure the rest of an order themselves, and it is at most the order's lifetime."""
 
     async def scene(made: Fleet) -> None:
         made.give("open", "google", 60)
         await asyncio.sleep(30)
-        made.sea.clock_skew = -3600.0
+        made.redis.clock_skew = -3600.0
         await asyncio.sleep(29)
         assert made.states == {"forced_open"}
         await asyncio.sleep(2)
@@ -556,14 +556,14 @@ def test_a_clock_that_was_put_back_lengthens_no_order() -> None:
 
 
 def test_idle_workers_read_no_orders_again() -> None:
-    """A check-in without news has a short answer, however many orders are in force."""
+    """The answer to a heartbeat without changes does not repeat the orders."""
 
     async def scene(made: Fleet) -> None:
         for number in range(50):
             made.give("set", "IMAGE_GEN_GOOGLE_IPM", value=str(6000 + number))
         await asyncio.sleep(CHECK_IN)
-        before = made.sea.trips
+        before = made.redis.trips
         await asyncio.sleep(10)
-        assert made.sea.trips - before <= 2 * 10 * 2 * 1.3  # heartbeats and pings
+        assert made.redis.trips - before <= 2 * 10 * 2 * 1.3  # heartbeats and pings
 
     run(scene, 2)

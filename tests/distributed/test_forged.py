@@ -1,4 +1,4 @@
-"""Against a real Redis: a record or a pace that is damaged, or that somebody else has written."""
+"""Records in a real Redis that are damaged, or were written by another program."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ ESCAPES = "\x1b[2J\x1b]0;owned\x07 call +1 555 0100"
 
 
 def joined(snapshot: Snapshot) -> bool:
-    """Whether the client takes part in the fleet."""
+    """Return whether the client takes part in the fleet."""
     return snapshot["fleet"] is not None and snapshot["fleet"]["joined"]
 
 
 def micros(server: RedisServer) -> int:
-    """The server's clock."""
+    """Return the server's clock in microseconds."""
     seconds, _, micro = server.ask("TIME").split(b"\r\n")[2:5]
     return int(seconds) * 10**6 + int(micro)
 
 
 def forge(server: RedisServer, kind: str, name: str, **fields: object) -> None:
-    """Overwrite what Redis holds of a route or a provider."""
+    """Overwrite fields that Redis holds of a route or a provider."""
     words = [str(part) for pair in fields.items() for part in pair]
     server.ask("HSET", f"resilient_imagen:{{{name}}}:{kind}", *words)
 
@@ -67,9 +67,9 @@ def message(**fields: object) -> bytes:
     return json.dumps({**record, **fields}).encode()
 
 
-async def refused(world: LoopScenario) -> CircuitOpenError | None:
+async def refused(scenario: LoopScenario) -> CircuitOpenError | None:
     try:
-        await world.ask()
+        await scenario.ask()
     except CircuitOpenError as error:
         return error
     return None
@@ -86,41 +86,45 @@ async def refused(world: LoopScenario) -> CircuitOpenError | None:
         (700 * 10**6, {"cause": "rate_limited", "hinted": 7}),
     ],
 )
-def test_an_opening_that_no_worker_can_have_meant_ends(
+def test_an_impossibly_long_open_period_is_ended_by_a_probe(
     server: RedisServer, ahead: int, more: dict[str, object]
 ) -> None:
-    """Longer than RESET_MAX, or a day for a fatal failure: workers probe and close it for all."""
+    """A period beyond `reset_max`, or beyond a day after a fatal failure: workers probe and close
+    it for all.
+    """
 
     async def scene() -> None:
-        worlds = [LoopScenario(server.url, breaker_reset_max=600) for _ in range(3)]
-        for world in worlds:
-            await world.ask()
+        scenarios = [LoopScenario(server.url, breaker_reset_max=600) for _ in range(3)]
+        for scenario in scenarios:
+            await scenario.ask()
         forge_opening(server, ahead, **more)
-        await until(lambda: all(world.state != "closed" for world in worlds) or "hinted" in more)
-        served = [0] * len(worlds)
+        await until(
+            lambda: all(scenario.state != "closed" for scenario in scenarios) or "hinted" in more
+        )
+        served = [0] * len(scenarios)
         async with asyncio.timeout(20):
             while not all(served):
-                for index, world in enumerate(worlds):
-                    served[index] += await refused(world) is None
+                for index, scenario in enumerate(scenarios):
+                    served[index] += await refused(scenario) is None
                 await asyncio.sleep(0.01)
-        await until(lambda: all(world.state == "closed" for world in worlds))
-        for world in worlds:
-            await world.client.aclose()
+        await until(lambda: all(scenario.state == "closed" for scenario in scenarios))
+        for scenario in scenarios:
+            await scenario.client.aclose()
 
     run_loop_scenario(scene())
     assert b"closed" in server.ask("HGET", "resilient_imagen:{google:pro}:circuit", "state")
 
 
-def test_an_opening_that_may_be_meant_is_believed(server: RedisServer) -> None:
-    """A used-up quota may last a day, and every worker stays away."""
+def test_a_plausible_open_period_is_adopted(server: RedisServer) -> None:
+    """An exhausted quota may last a day: no worker sends a request."""
 
     async def scene() -> None:
-        world = LoopScenario(server.url)
-        async with world.client:
-            await world.ask()
+        scenario = LoopScenario(server.url)
+        async with scenario.client:
+            await scenario.ask()
             forge_opening(server, 20 * HOUR, cause="quota_exhausted", summary="429 DAILY_LIMIT")
-            await until(lambda: world.state == "open")
-            error = await refused(world)
+            await until(lambda: scenario.state == "open")
+            error = await refused(scenario)
             assert error is not None
             assert error.retry_after == pytest.approx(72_000, abs=60)
             assert "429 DAILY_LIMIT" in str(error)
@@ -129,23 +133,26 @@ def test_an_opening_that_may_be_meant_is_believed(server: RedisServer) -> None:
 
 
 @pytest.mark.parametrize("cause", ["overloaded", ESCAPES])
-def test_no_text_of_a_record_reaches_an_error(
+def test_free_text_of_a_record_does_not_reach_errors(
     server: RedisServer, cause: str, tmp_path: Path
 ) -> None:
-    """Reasons and an error's own words only: elsewhere, a fixed phrase stands for the text."""
+    """Only known reasons and summaries of the library's form are passed on.
+
+    Other text is replaced by a fixed phrase.
+    """
 
     async def scene() -> None:
-        world = LoopScenario(server.url)
-        async with world.client:
-            await world.ask()
+        scenario = LoopScenario(server.url)
+        async with scenario.client:
+            await scenario.ask()
             forge_opening(server, 60 * 10**6, cause=cause, summary=ESCAPES)
-            await until(lambda: world.state == "open")
-            error = await refused(world)
+            await until(lambda: scenario.state == "open")
+            error = await refused(scenario)
             assert error is not None
             known = cause == "overloaded"
             phrase = "temporarily unavailable" if known else "a failure in another process"
             assert str(error).endswith(f"skipped after {phrase}")
-            snapshot = json.dumps(world.client.snapshot())
+            snapshot = json.dumps(scenario.client.snapshot())
             assert "+1 555" not in snapshot
             assert "\\u001b" not in snapshot
 
@@ -173,8 +180,8 @@ def test_no_text_of_a_record_reaches_an_error(
         "402 quota used up",
     ],
 )
-def test_the_words_of_errors_pass(summary: str) -> None:
-    """What one worker's error says, another worker's rejection says."""
+def test_summaries_of_errors_are_passed_on(summary: str) -> None:
+    """The summary of one worker's error is part of another worker's rejection."""
     record = BreakerRecord.parse(message(summary=summary))
 
     assert (record.cause, record.summary) == ("overloaded", summary)
@@ -188,10 +195,10 @@ def test_the_words_of_errors_pass(summary: str) -> None:
         {"places": "none", "successes": "x", "answered": "?"},
     ],
 )
-def test_numbers_that_are_none_are_read_as_their_defaults(
+def test_invalid_numbers_are_read_as_their_defaults(
     server: RedisServer, damage: dict[str, str]
 ) -> None:
-    """The fleet goes on to share: no script fails on them."""
+    """Sharing continues: no script fails on a field that is not a number."""
 
     async def scene() -> None:
         one, two = LoopScenario(server.url), LoopScenario(server.url)
@@ -200,43 +207,43 @@ def test_numbers_that_are_none_are_read_as_their_defaults(
             await two.ask()
             forge(server, "circuit", "google:pro", **damage)
             forge(server, "pace", "google", next="later", at="nan")
-            for world in (one, two):
-                await world.ask()
-            await one.outage()
+            for scenario in (one, two):
+                await scenario.ask()
+            await one.open_breaker()
             await until(lambda: two.state == "open")
             assert (one.joined, two.joined, one.losses, two.losses) == (True, True, [], [])
 
     run_loop_scenario(scene())
 
 
-def test_a_lease_that_nobody_can_hold_blocks_no_probe(server: RedisServer) -> None:
-    """One that ends in 31 years is dropped: the next caller probes, and the circuit closes."""
+def test_a_lease_with_an_impossible_end_blocks_no_probe(server: RedisServer) -> None:
+    """A lease that ends in 31 years is deleted: the next caller probes, and the circuit closes."""
 
     async def scene() -> None:
-        world = LoopScenario(server.url, breaker_reset_timeout=0.2)
-        async with world.client:
-            await world.outage()
-            await until(lambda: joined(world.client.snapshot()))
+        scenario = LoopScenario(server.url, breaker_reset_timeout=0.2)
+        async with scenario.client:
+            await scenario.open_breaker()
+            await until(lambda: joined(scenario.client.snapshot()))
             forever = str(micros(server) + YEARS)
             server.ask("ZADD", "resilient_imagen:{google:pro}:leases", forever, "nobody:1")
             async with asyncio.timeout(20):
-                while await refused(world) is not None:  # noqa: ASYNC110 - a caller
+                while await refused(scenario) is not None:  # noqa: ASYNC110 - a caller
                     await asyncio.sleep(0.02)
-            assert world.state == "closed"
+            assert scenario.state == "closed"
 
     run_loop_scenario(scene())
 
 
-def test_a_pace_hours_ahead_saturates_nobody(server: RedisServer) -> None:
-    """Such a place cannot have been taken in advance: the pace begins at the present again."""
+def test_an_impossible_pacing_schedule_is_reset(server: RedisServer) -> None:
+    """A schedule hours ahead cannot result from requests: pacing starts again at the present."""
 
     async def scene() -> None:
         for _ in range(2):
             forge(server, "pace", "google", next=micros(server) + 10 * HOUR)
-            world = LoopScenario(server.url, deadline=10)
-            async with world.client:
-                await world.client.warm_up()
+            scenario = LoopScenario(server.url, deadline=10)
+            async with scenario.client:
+                await scenario.client.warm_up()
                 for _ in range(3):
-                    await world.ask()
+                    await scenario.ask()
 
     run_loop_scenario(scene())

@@ -1,4 +1,4 @@
-"""One breaker in many processes: server hints, fatal failures in flight, refusals."""
+"""A breaker shared by several workers: server hints, fatal failures in flight, refusals."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ import asyncio
 
 import pytest
 from fake_redis import FakeRedisCluster
-from fleet_kit import Worker, news, opening_over, run_with_fake_redis, started_workers, states
+from fleet_kit import (
+    Worker,
+    messages_delivered,
+    run_with_fake_redis,
+    started_workers,
+    states,
+    wait_until_probe_is_due,
+)
 
 from resilient_imagen.circuitbreaker import Permit, Rejection
 from resilient_imagen.reasons import BreakerOutcome, Reason
@@ -19,59 +26,59 @@ async def in_flight(worker: Worker) -> Permit:
 
 
 def shared(workers: list[Worker]) -> set[str]:
-    return {worker.gate.snapshot()["fleet"]["state"] for worker in workers}
+    return {worker.breaker.snapshot()["fleet"]["state"] for worker in workers}
 
 
-def test_when_a_hint_is_over_everybody_is_let_through_without_a_probe() -> None:
-    """Also a worker that asks at that very moment, and one that joins meanwhile."""
+def test_after_a_hint_the_breaker_closes_without_a_probe() -> None:
+    """All workers admit callers when the hint ends, including one that connected meanwhile."""
 
-    async def scene(sea: FakeRedisCluster) -> None:
-        async with started_workers(sea, 3) as workers:
+    async def scene(redis: FakeRedisCluster) -> None:
+        async with started_workers(redis, 3) as workers:
             await workers[0].request(Reason.RATE_LIMITED, retry_after=2.0)
-            await news()
+            await messages_delivered()
             assert states(workers) == {"open"}
-            async with started_workers(sea, 1) as (newcomer,):
+            async with started_workers(redis, 1) as (newcomer,):
                 assert newcomer.state == "open"
                 await asyncio.sleep(2.0)
                 everybody = [*workers, newcomer]
                 assert states(everybody) == {"closed"}
                 answers = await asyncio.gather(*(worker.admit() for worker in everybody * 2))
                 assert [isinstance(each, Permit) and each.probe for each in answers] == [False] * 8
-                await news()
+                await messages_delivered()
                 assert shared(everybody) == {"closed"}
 
     run_with_fake_redis(scene)
 
 
-def test_a_hint_leaves_the_fleets_count_in_a_row_as_it_was() -> None:
-    """Two failures of one worker, a hint, and another worker's failure are three in a row."""
+def test_a_hint_does_not_reset_consecutive_failures() -> None:
+    """Two failures of one worker, a hint and another worker's failure are three in a row."""
 
-    async def scene(sea: FakeRedisCluster) -> None:
-        async with started_workers(sea, 3, min_calls=1000) as workers:
+    async def scene(redis: FakeRedisCluster) -> None:
+        async with started_workers(redis, 3, min_calls=1000) as workers:
             await workers[0].fail(2)
             await workers[1].request(Reason.RATE_LIMITED, retry_after=2.0)
             await asyncio.sleep(2.1)
             assert states(workers) == {"closed"}
             await workers[2].fail(1)
-            await news()
+            await messages_delivered()
             assert states(workers) == {"open"}
-            assert workers[0].gate.metrics().retry_after == pytest.approx(60, abs=1)
+            assert workers[0].breaker.metrics().retry_after == pytest.approx(60, abs=1)
 
     run_with_fake_redis(scene)
 
 
-def test_of_hints_in_flight_the_longest_holds_for_all() -> None:
-    """Whichever worker receives it, and in whatever order."""
+def test_the_longest_of_several_hints_applies_to_all() -> None:
+    """The longest hint determines the open period, whichever worker receives it, in any order."""
 
-    async def scene(sea: FakeRedisCluster) -> None:
-        async with started_workers(sea, 3) as workers:
+    async def scene(redis: FakeRedisCluster) -> None:
+        async with started_workers(redis, 3) as workers:
             permits = [await in_flight(worker) for worker in (*workers, workers[0])]
             for permit, hint in zip(permits, (9.0, 30.0, 2.0, 12.0), strict=True):
                 permit.settle(BreakerOutcome.THROTTLED, cause=Reason.RATE_LIMITED, retry_after=hint)
-                await news()
+                await messages_delivered()
             assert states(workers) == {"open"}
             for worker in workers:
-                assert worker.gate.metrics().retry_after == pytest.approx(30, abs=0.5)
+                assert worker.breaker.metrics().retry_after == pytest.approx(30, abs=0.5)
             await asyncio.sleep(30)
             assert states(workers) == {"closed"}
 
@@ -79,16 +86,18 @@ def test_of_hints_in_flight_the_longest_holds_for_all() -> None:
 
 
 @pytest.mark.parametrize("first", [Reason.OVERLOADED, Reason.RATE_LIMITED])
-def test_a_quota_in_flight_lengthens_the_opening_of_all(first: Reason) -> None:
-    """With its cause; whatever opened the circuit, it then waits for a probe."""
+def test_an_exhausted_quota_reported_late_extends_the_open_period_of_all(first: Reason) -> None:
+    """A fatal failure of a request in flight replaces cause and end of any open period, which then
+    needs a probe.
+    """
 
-    async def scene(sea: FakeRedisCluster) -> None:
-        async with started_workers(sea, 3) as workers:
+    async def scene(redis: FakeRedisCluster) -> None:
+        async with started_workers(redis, 3) as workers:
             straggler = await in_flight(workers[2])
             for _ in range(3):
                 await workers[0].request(first, retry_after=20.0)
             straggler.settle(BreakerOutcome.TRIP, cause=Reason.QUOTA_EXHAUSTED, summary="429 QUOTA")
-            await news()
+            await messages_delivered()
             for worker in workers:
                 rejection = await worker.admit()
                 assert isinstance(rejection, Rejection)
@@ -101,89 +110,91 @@ def test_a_quota_in_flight_lengthens_the_opening_of_all(first: Reason) -> None:
     run_with_fake_redis(scene)
 
 
-def test_a_quota_learned_while_redis_was_away_is_told_when_it_is_back() -> None:
-    """The opening is lengthened for all, unless it has ended meanwhile."""
+def test_an_exhausted_quota_seen_without_redis_is_shared_after_the_reconnect() -> None:
+    """The open period is extended for all, unless it has ended meanwhile."""
 
-    async def scene(sea: FakeRedisCluster) -> None:
-        async with started_workers(sea, 2) as workers:
+    async def scene(redis: FakeRedisCluster) -> None:
+        async with started_workers(redis, 2) as workers:
             straggler = await in_flight(workers[1])
             await workers[0].fail(3)
-            await news()
-            sea.stop()
-            await news()
+            await messages_delivered()
+            redis.stop()
+            await messages_delivered()
             straggler.settle(BreakerOutcome.TRIP, cause=Reason.QUOTA_EXHAUSTED)
-            sea.restart(empty=False)
+            redis.restart(empty=False)
             await asyncio.sleep(5)
             for worker in workers:
-                assert worker.gate.metrics().retry_after == pytest.approx(595, abs=1)
+                assert worker.breaker.metrics().retry_after == pytest.approx(595, abs=1)
 
     run_with_fake_redis(scene)
 
 
 @pytest.mark.parametrize("hint", [None, 300.0])
-def test_news_of_an_earlier_state_open_nothing(hint: float | None) -> None:
-    """Closed again, the fleet is not opened by what was sent before the outage."""
+def test_late_hints_and_fatal_failures_do_not_reopen_a_closed_breaker(hint: float | None) -> None:
+    """Requests sent before the outage do not open the breaker after it has closed."""
 
-    async def scene(sea: FakeRedisCluster) -> None:
-        async with started_workers(sea, 2) as workers:
+    async def scene(redis: FakeRedisCluster) -> None:
+        async with started_workers(redis, 2) as workers:
             straggler = await in_flight(workers[1])
-            await opening_over(workers)
+            await wait_until_probe_is_due(workers)
             await workers[0].request()
-            await news()
+            await messages_delivered()
             assert states(workers) == {"closed"}
             verdict = BreakerOutcome.TRIP if hint is None else BreakerOutcome.THROTTLED
             straggler.settle(verdict, cause=Reason.QUOTA_EXHAUSTED, retry_after=hint)
-            await news()
+            await messages_delivered()
             assert (states(workers), shared(workers)) == ({"closed"}, {"closed"})
 
     run_with_fake_redis(scene)
 
 
-def test_a_hint_of_the_fleet_does_not_end_a_workers_own_opening() -> None:
-    """Its network has failed three times: two seconds of somebody else's hint prove nothing."""
+def test_a_shared_hint_does_not_end_a_workers_local_open_period() -> None:
+    """A worker with three connection failures keeps its own open period when a shorter shared hint
+    ends.
+    """
 
-    async def scene(sea: FakeRedisCluster) -> None:
-        async with started_workers(sea, 3) as workers:
-            sick, *healthy = workers
-            await sick.fail(3, Reason.CONNECTION)
+    async def scene(redis: FakeRedisCluster) -> None:
+        async with started_workers(redis, 3) as workers:
+            failing, *healthy = workers
+            await failing.fail(3, Reason.CONNECTION)
             await healthy[0].request(Reason.RATE_LIMITED, retry_after=2.0)
             await asyncio.sleep(3)
-            assert (sick.state, states(healthy)) == ("open", {"closed"})
-            assert sick.gate.metrics().retry_after == pytest.approx(57, abs=0.5)
+            assert (failing.state, states(healthy)) == ("open", {"closed"})
+            assert failing.breaker.metrics().retry_after == pytest.approx(57, abs=0.5)
 
     run_with_fake_redis(scene)
 
 
-def test_a_refused_probe_frees_its_place_for_everybody() -> None:
-    """A refusal is no recovery: another worker's caller is the next probe, at once."""
+def test_a_probe_that_ends_in_a_refusal_releases_its_lease() -> None:
+    """A refusal does not prove a recovery: a caller of another worker may probe at once."""
 
-    async def scene(sea: FakeRedisCluster) -> None:
-        async with started_workers(sea, 2) as workers:
-            await opening_over(workers)
+    async def scene(redis: FakeRedisCluster) -> None:
+        async with started_workers(redis, 2) as workers:
+            await wait_until_probe_is_due(workers)
             await workers[0].request(Reason.CONTENT_BLOCKED)
-            await news()
+            await messages_delivered()
             assert states(workers) == {"half_open"}
             probe = await in_flight(workers[1])
             assert probe.probe
             probe.settle(BreakerOutcome.SUCCESS)
-            await news()
+            await messages_delivered()
             assert states(workers) == {"closed"}
 
     run_with_fake_redis(scene)
 
 
-def test_a_probe_of_a_closed_loop_gives_its_lease_back() -> None:
-    """A probe whose loop was closed frees its place at once, not after a minute."""
+def test_a_probe_whose_loop_closed_releases_its_lease() -> None:
+    """The lease is free at once, not only after the probe's deadline."""
 
-    async def scene(sea: FakeRedisCluster) -> None:
-        async with started_workers(sea, 2) as workers:
-            await opening_over(workers)
+    async def scene(redis: FakeRedisCluster) -> None:
+        async with started_workers(redis, 2) as workers:
+            await wait_until_probe_is_due(workers)
             await in_flight(workers[0])
             gone = asyncio.new_event_loop()
             gone.close()
-            workers[0].gate._clock._loop = gone  # as if all of it had happened there
-            workers[0].gate.snapshot()
-            await news()
+            workers[0].breaker._clock._loop = gone  # as if the probe were acquired there
+            workers[0].breaker.snapshot()
+            await messages_delivered()
             assert (await in_flight(workers[1])).probe
 
     run_with_fake_redis(scene)

@@ -75,7 +75,7 @@ RULE = {
     "min_calls": 6,
 }
 SILENCE = 60.0
-"""Seconds after which a worker that says nothing is not counted."""
+"""Seconds without a command after which a worker is not counted."""
 
 
 def micros(seconds: float) -> int:
@@ -97,15 +97,14 @@ class LeaseOracle:
     witnesses: set[str] = field(default_factory=set)
     leases: dict[str, float] = field(default_factory=dict)
     seen: dict[str, float] = field(default_factory=dict)
-    """When each worker was last heard of."""
+    """When each worker was last received of."""
 
     def live(self) -> dict[str, float]:
         return {token: end for token, end in self.leases.items() if end > self.now}
 
     def touch(self, worker: str) -> None:
         self.seen[worker] = self.now
-        for who in [who for who, when in self.seen.items() if when <= self.now - SILENCE]:
-            del self.seen[who]
+        self.seen = {name: when for name, when in self.seen.items() if when > self.now - SILENCE}
 
     def lose(self) -> None:
         """Begin a new epoch: a worker knows a record that the server has lost."""
@@ -157,7 +156,7 @@ class LeaseOracle:
         ):
             self.open(HINT, hint=True)
 
-    def hear_late(self, worker: str, seconds: float, *, hint: bool, same_epoch: bool) -> None:
+    def report_late(self, worker: str, seconds: float, *, hint: bool, same_epoch: bool) -> None:
         self.pass_time()
         self.touch(worker)
         if (same_epoch and self.state == "open") or (
@@ -184,7 +183,7 @@ class LeaseOracle:
         self.touch(worker)
         if not current:
             if not same_epoch and self.state == "closed" and self.generation == 1:
-                self.openings = 98  # the worker remembers so many
+                self.openings = 98  # the number that the worker has counted
                 self.open(PAUSE)
             return
         if self.state == "half_open" and not answered:
@@ -257,7 +256,7 @@ class LeaseProtocol(RuleBasedStateMachine):
         self.now = self.last_step = 1e9
         self.store = LuaStore(lambda: self.now)
         self.tokens = 0
-        self.heard: dict[str, Known] = dict.fromkeys(WORKERS, Known())
+        self.received: dict[str, Known] = dict.fromkeys(WORKERS, Known())
         """The last record that each worker received."""
         self.snapshots: list[tuple[Any, LeaseOracle]] = []
         """Earlier states of the store, with those of the oracle."""
@@ -267,7 +266,7 @@ class LeaseProtocol(RuleBasedStateMachine):
         self.oracle = LeaseOracle(now=self.now)
         self.heartbeat("a")
         kind = "hint" if by_a_hint else "fail"
-        self.deliver_now(Message("a", kind, "", self.heard["a"]))
+        self.deliver_now(Message("a", kind, "", self.received["a"]))
 
     def take(
         self, script: LuaScript, worker: str, known: Known, **arguments: Any
@@ -287,8 +286,8 @@ class LeaseProtocol(RuleBasedStateMachine):
     def receive(self, worker: str, reply: dict[str, Any]) -> Known:
         """Return the record of an answer; the worker adopts it if it is newer."""
         record = Known(reply["epoch"], reply["version"], reply["generation"])
-        if record.is_newer(self.heard[worker]):
-            self.heard[worker] = record
+        if record.is_newer(self.received[worker]):
+            self.received[worker] = record
         return record
 
     def stored(self) -> Known:
@@ -303,14 +302,14 @@ class LeaseProtocol(RuleBasedStateMachine):
         return known.epoch == stored.epoch != "" and (ahead or fork)
 
     def heartbeat(self, worker: str) -> None:
-        known = self.heard[worker]
+        known = self.received[worker]
         if self.is_lost(known):
             self.oracle.lose()
         self.oracle.pass_time()
         self.oracle.touch(worker)
         self.receive(worker, self.take(VOTE, worker, known, vote="", share=False, **RULE))
 
-    # -- what processes do ------------------------------------------------------------------------
+    # -- actions of workers ------------------------------------------------------------------------
 
     @rule(target=messages, worker=st.sampled_from(WORKERS))
     def want_to_probe(self, worker: str) -> Message:
@@ -318,32 +317,34 @@ class LeaseProtocol(RuleBasedStateMachine):
 
     def wish(self, worker: str) -> Message:
         self.tokens += 1
-        return Message(worker, "ask", f"{worker}:{self.tokens}", self.heard[worker])
+        return Message(worker, "ask", f"{worker}:{self.tokens}", self.received[worker])
 
     @rule(target=permissions, worker=st.sampled_from(WORKERS))
     def probe_as_soon_as_it_is_due(self, worker: str) -> Any:
-        """What most callers do, and what leads where it is interesting."""
+        """Request a lease at the end of the open period, as most callers do."""
         self.time_passes(max(self.oracle.until - self.now, 0.0))
         return self.deliver_now(self.wish(worker))
 
     @rule(target=messages, worker=st.sampled_from(WORKERS), answered=st.booleans())
     def claim_what_was_seen_while_cut_off(self, worker: str, answered: bool) -> Message:
         kind = "succeed" if answered else "fail"
-        return Message(worker, kind, "", self.heard[worker], answered)
+        return Message(worker, kind, "", self.received[worker], answered)
 
     @rule(
         target=messages,
         worker=st.sampled_from(WORKERS),
         kind=st.sampled_from(["hint", "late hint", "late fatal", "doubt"]),
     )
-    def pass_on_news(self, worker: str, kind: str) -> Message:
-        """Of the server: a hint, a used-up quota. Or a worker that does not believe the record."""
-        return Message(worker, kind, "", self.heard[worker])
+    def report_a_late_hint_or_failure(self, worker: str, kind: str) -> Message:
+        """Report a hint or a fatal failure of an earlier state, or doubt the length of the open
+        period.
+        """
+        return Message(worker, kind, "", self.received[worker])
 
     @rule(target=messages, worker=st.sampled_from(WORKERS))
-    def say_goodbye(self, worker: str) -> Message:
-        """A probe of its that is still on its way keeps its place."""
-        return Message(worker, "leave", "", self.heard[worker])
+    def leave(self, worker: str) -> Message:
+        """Unregister; a probe in flight keeps its lease."""
+        return Message(worker, "leave", "", self.received[worker])
 
     @rule(target=messages, permission=permissions)
     def begin_to_send(self, permission: Permission) -> Message:
@@ -360,13 +361,13 @@ class LeaseProtocol(RuleBasedStateMachine):
 
     @rule(permission=consumes(permissions))
     def crash(self, permission: Permission) -> None:
-        """The process is gone, and says nothing of the lease that it holds."""
+        """Lose a permission: the process ended, and never settles its lease."""
 
-    # -- what the network does --------------------------------------------------------------------
+    # -- actions of the network --------------------------------------------------------------------
 
     @rule(message=consumes(messages))
     def lose_a_message(self, message: Message) -> None:
-        """It never arrives."""
+        """Drop a message."""
 
     @rule(target=permissions, message=consumes(messages))
     def deliver(self, message: Message) -> Any:
@@ -443,10 +444,10 @@ class LeaseProtocol(RuleBasedStateMachine):
                 oracle.hint(worker, current=current, same_epoch=same_epoch)
                 reply = self.take(OPEN, worker, known, **{**late, **hint, "basis": "hinted"})
             case "late hint":
-                oracle.hear_late(worker, HINT, hint=True, same_epoch=same_epoch)
+                oracle.report_late(worker, HINT, hint=True, same_epoch=same_epoch)
                 reply = self.take(OPEN, worker, known, **late, **hint)
             case "late fatal":
-                oracle.hear_late(worker, FATAL, hint=False, same_epoch=same_epoch)
+                oracle.report_late(worker, FATAL, hint=False, same_epoch=same_epoch)
                 fatal = {**hint, "pause": micros(FATAL), "closes": False}
                 reply = self.take(OPEN, worker, known, **late, **fatal)
             case "doubt":
@@ -465,23 +466,23 @@ class LeaseProtocol(RuleBasedStateMachine):
     def a_hint_is_received(self, worker: str) -> None:
         self.heartbeat(worker)
         if self.oracle.state == "closed":
-            self.deliver_now(Message(worker, "hint", "", self.heard[worker]))
+            self.deliver_now(Message(worker, "hint", "", self.received[worker]))
 
     @rule(seconds=st.sampled_from([0.1, 1.0, HINT, 30.0, PAUSE, DEADLINE, 400.0]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
         self.oracle.now = self.now
-        self.store.expires.clear()  # in an hour without a word it would forget, as it should
+        self.store.expires.clear()  # keys would expire after an hour without commands
 
     @rule(hours=st.sampled_from([1, 24]), first=st.sampled_from(["release", "leave"]))
-    def another_server_takes_over_whose_clock_is_behind(self, hours: int, first: str) -> None:
-        """Each duration keeps what was left of it at the last step, for any first command."""
+    def fail_over_to_a_server_with_an_older_clock(self, hours: int, first: str) -> None:
+        """Each duration keeps the rest that it had at the last command."""
         self.now -= 3600.0 * hours
         oracle = self.oracle
         seconds = self.last_step - self.now
         oracle.until -= seconds
         oracle.leases = {token: end - seconds for token, end in oracle.leases.items()}
-        oracle.seen = {who: when - seconds for who, when in oracle.seen.items()}
+        oracle.seen = {worker: when - seconds for worker, when in oracle.seen.items()}
         oracle.now = self.now
         self.store.expires = {key: when - seconds for key, when in self.store.expires.items()}
         self.snapshots.clear()
@@ -494,14 +495,14 @@ class LeaseProtocol(RuleBasedStateMachine):
     @precondition(lambda self: self.snapshots)
     @rule(number=st.integers(0, 5))
     def restore_a_snapshot(self, number: int) -> None:
-        """The server restarts from an old snapshot, or a replica that was behind is promoted."""
+        """Restart the server from an old snapshot, or promote a replica that lags behind."""
         snapshot, then = self.snapshots[number % len(self.snapshots)]
         self.store.restore(snapshot)
         self.oracle = copy.deepcopy(then)
         self.oracle.now = self.now
         self.act(Message("a", "release", "nobody", Known()))
 
-    # What must always hold
+    # -- invariants -----------------------------------------------------------------------------
 
     @invariant()
     def no_more_probes_than_places(self) -> None:
@@ -512,7 +513,7 @@ class LeaseProtocol(RuleBasedStateMachine):
     @precondition(lambda self: self.oracle.state != "closed")
     @rule(worker=st.sampled_from(WORKERS))
     def no_worker_is_ever_locked_out(self, worker: str) -> None:
-        """After all leases and the open period have ended, the next request is granted."""
+        """Check that the next request is granted after all leases and the open period end."""
         ends = [self.oracle.until, *self.oracle.live().values(), self.now]
         waited = max(ends) - self.now + 0.001
         assert waited <= max(PAUSE, DEADLINE, FATAL) + 1
@@ -524,22 +525,24 @@ class LeaseProtocol(RuleBasedStateMachine):
 
     @rule(worker=st.sampled_from(WORKERS))
     def the_next_outage_is_shared(self, worker: str) -> None:
-        """After a heartbeat of each worker, an open period of one is adopted by all of them."""
-        for _ in range(2):  # the second one adopts what the heartbeats of others have restored
+        """Check that, after a heartbeat of each worker, all adopt an open period of one."""
+        for _ in range(2):  # the second round delivers what other heartbeats have restored
             for each in WORKERS:
                 self.heartbeat(each)
-        assert len({known.epoch for known in self.heard.values()}) == 1
+        assert len({known.epoch for known in self.received.values()}) == 1
         if self.oracle.state != "closed":
             return
-        self.deliver_now(Message(worker, "fail", "", self.heard[worker]))
+        self.deliver_now(Message(worker, "fail", "", self.received[worker]))
         assert self.oracle.state == "open"
         for each in WORKERS:
             self.heartbeat(each)
-            assert self.heard[each] == self.stored()
+            assert self.received[each] == self.stored()
 
 
 def test_the_lease_protocol_under_crashes_and_lost_messages() -> None:
-    """Every interleaving agrees with the oracle, exceeds no limit of probes and locks out none."""
+    """Every interleaving agrees with the oracle, respects the limit of probes and locks no worker
+    out.
+    """
     run_state_machine_as_test(
         LeaseProtocol, settings=settings(max_examples=200, stateful_step_count=40, deadline=None)
     )

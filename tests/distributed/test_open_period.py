@@ -1,4 +1,4 @@
-"""The open period after a failed probe is the same for all workers, whichever sent the probe."""
+"""The open period after a failed probe is the same for all workers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ import asyncio
 
 import pytest
 from fake_redis import FakeRedisCluster
-from fleet_kit import Worker, news, opening_over, run_with_fake_redis, started_workers, states
+from fleet_kit import (
+    Worker,
+    messages_delivered,
+    run_with_fake_redis,
+    started_workers,
+    states,
+    wait_until_probe_is_due,
+)
 from loop_kit import LoopScenario, run_loop_scenario, until
 from redis_kit import RedisServer
 
@@ -14,7 +21,7 @@ from resilient_imagen.reasons import Reason
 
 
 def left(worker: Worker) -> float:
-    seconds = worker.gate.metrics().retry_after
+    seconds = worker.breaker.metrics().retry_after
     assert seconds is not None
     return seconds
 
@@ -22,21 +29,25 @@ def left(worker: Worker) -> float:
 @pytest.mark.parametrize(
     ("seconds", "length"), [(0.3, 60.0), (10.0, 60.0), (20.0, 100.0), (60.0, 300.0)]
 )
-def test_the_duration_of_the_probe_counts_for_all(seconds: float, length: float) -> None:
-    """Either worker's probe determines the period of both, round after round, without growth."""
+def test_the_duration_of_a_failed_probe_determines_the_period_of_all(
+    seconds: float, length: float
+) -> None:
+    """Either worker's probe determines the open period of both, and it does not grow with further
+    rounds.
+    """
 
-    async def scene(sea: FakeRedisCluster) -> None:
-        async with started_workers(sea, 2) as workers:
-            await opening_over(workers)
+    async def scene(redis: FakeRedisCluster) -> None:
+        async with started_workers(redis, 2) as workers:
+            await wait_until_probe_is_due(workers)
             for prober in (1, 0, 1):
                 await workers[prober].request(Reason.OVERLOADED, takes=seconds)
-                await news()
+                await messages_delivered()
                 assert states(workers) == {"open"}
                 for worker in workers:
                     assert left(worker) == pytest.approx(length, abs=0.2)
                 await asyncio.sleep(length)
             await workers[0].request()
-            await news()
+            await messages_delivered()
             assert states(workers) == {"closed"}
 
     run_with_fake_redis(scene)
@@ -46,14 +57,16 @@ def test_the_duration_of_the_probe_counts_for_all(seconds: float, length: float)
     ("numbers", "length"),
     [({"reset_factor": 0}, 60.0), ({"reset_max": 200.0}, 200.0), ({"reset_factor": 2}, 120.0)],
 )
-def test_factor_and_maximum_apply_to_all(numbers: dict[str, float], length: float) -> None:
-    """The settings of the worker that sent the probe determine the period."""
+def test_factor_and_maximum_of_the_prober_apply_to_all(
+    numbers: dict[str, float], length: float
+) -> None:
+    """The settings of the worker that sent the probe determine the open period of all."""
 
-    async def scene(sea: FakeRedisCluster) -> None:
-        async with started_workers(sea, 2, **numbers) as workers:
-            await opening_over(workers)
+    async def scene(redis: FakeRedisCluster) -> None:
+        async with started_workers(redis, 2, **numbers) as workers:
+            await wait_until_probe_is_due(workers)
             await workers[1].request(Reason.OVERLOADED, takes=60.0)
-            await news()
+            await messages_delivered()
             for worker in workers:
                 assert left(worker) == pytest.approx(length, abs=0.2)
 
@@ -63,15 +76,15 @@ def test_factor_and_maximum_apply_to_all(numbers: dict[str, float], length: floa
 @pytest.mark.parametrize(
     ("hint", "length"), [(20.0, 100.0), (90.0, 100.0), (130.0, 130.0), (5000.0, 600.0)]
 )
-def test_a_hint_to_a_probe_competes_with_its_duration_for_all(hint: float, length: float) -> None:
-    """The longer of both is the period of all workers; hints in a row lengthen nothing."""
+def test_the_longer_of_hint_and_probe_duration_applies_to_all(hint: float, length: float) -> None:
+    """The longer one is the open period of all workers, and successive hints do not extend it."""
 
-    async def scene(sea: FakeRedisCluster) -> None:
-        async with started_workers(sea, 2) as workers:
-            await opening_over(workers)
+    async def scene(redis: FakeRedisCluster) -> None:
+        async with started_workers(redis, 2) as workers:
+            await wait_until_probe_is_due(workers)
             for prober in (0, 1, 0):
                 await workers[prober].request(Reason.RATE_LIMITED, takes=20.0, retry_after=hint)
-                await news()
+                await messages_delivered()
                 assert states(workers) == {"open"}
                 for worker in workers:
                     assert left(worker) == pytest.approx(length, abs=0.2)
@@ -80,38 +93,41 @@ def test_a_hint_to_a_probe_competes_with_its_duration_for_all(hint: float, lengt
     run_with_fake_redis(scene)
 
 
-def test_of_several_probes_the_one_that_ends_the_round_counts_for_all() -> None:
-    """A probe that is still in flight on another worker does not count."""
+def test_the_probe_that_ends_the_half_open_state_determines_the_period() -> None:
+    """A probe that is still in flight on another worker does not affect the open period."""
 
-    async def scene(sea: FakeRedisCluster) -> None:
-        async with started_workers(sea, 3, half_open_calls=2) as workers:
-            await opening_over(workers)
+    async def scene(redis: FakeRedisCluster) -> None:
+        async with started_workers(redis, 3, half_open_calls=2) as workers:
+            await wait_until_probe_is_due(workers)
             slow = asyncio.ensure_future(workers[0].request(Reason.OVERLOADED, takes=55.0))
             await asyncio.sleep(25.0)
             await workers[1].request(Reason.OVERLOADED, takes=20.0)
-            await news()
+            await messages_delivered()
             for worker in workers:
                 assert left(worker) == pytest.approx(100.0, abs=0.2)
             await slow
-            await news()
+            await messages_delivered()
             for worker in workers:
                 assert left(worker) == pytest.approx(90.0, abs=0.3)
 
     run_with_fake_redis(scene)
 
 
-def test_the_second_opinion_determines_the_period_of_all() -> None:
-    """A hung probe opens its own worker's breaker; the next worker's probe decides for both."""
+def test_the_confirming_probe_determines_the_period_of_all() -> None:
+    """A hung probe opens its own worker's breaker only.
 
-    async def scene(sea: FakeRedisCluster) -> None:
-        async with started_workers(sea, 2, probe_deadline=40.0) as workers:
-            await opening_over(workers)
+    The next worker's probe decides for both.
+    """
+
+    async def scene(redis: FakeRedisCluster) -> None:
+        async with started_workers(redis, 2, probe_deadline=40.0) as workers:
+            await wait_until_probe_is_due(workers)
             hung = asyncio.ensure_future(workers[0].request(Reason.TIMEOUT, takes=50.0))
             await asyncio.sleep(40.1)
             assert left(workers[0]) == pytest.approx(200.0, abs=0.2)
             assert workers[1].state == "half_open"
             await workers[1].request(Reason.OVERLOADED, takes=0.3)
-            await news()
+            await messages_delivered()
             for worker in workers:
                 assert left(worker) == pytest.approx(60.0, abs=0.2)
             await hung
@@ -130,32 +146,32 @@ def test_the_second_opinion_determines_the_period_of_all() -> None:
         (Reason.QUOTA_EXHAUSTED, 95_000.0, 90_000.0, True),
     ],
 )
-def test_a_worker_believes_only_periods_that_its_settings_allow(
+def test_a_worker_adopts_only_periods_that_its_settings_allow(
     reason: Reason, period: float, maximum: float, believed: bool
 ) -> None:
-    """`reset_max` with jitter is allowed, and a day after a fatal failure, whichever is longer."""
+    """The limit is `reset_max` with jitter, or a day after a fatal failure."""
 
-    async def scene(sea: FakeRedisCluster) -> None:
-        sender, other = Worker(sea, reset_max=period), Worker(sea, reset_max=maximum)
+    async def scene(redis: FakeRedisCluster) -> None:
+        sender, other = Worker(redis, reset_max=period), Worker(redis, reset_max=maximum)
         try:
-            await sender.fleet.ready()
-            await other.fleet.ready()
+            await sender.coordinator.ready()
+            await other.coordinator.ready()
             await sender.request(reason, retry_after=period)
-            await news()
+            await messages_delivered()
             if believed:
                 assert left(other) == pytest.approx(period, abs=0.2)
             else:
-                assert other.gate.allows_calls()
+                assert other.breaker.allows_calls()
         finally:
-            await sender.fleet.aclose()
-            await other.fleet.aclose()
+            await sender.coordinator.aclose()
+            await other.coordinator.aclose()
 
     run_with_fake_redis(scene)
 
 
 @pytest.mark.redis
 def test_two_clients_over_redis_agree_on_the_period(server: RedisServer) -> None:
-    """The client that sent no probe waits as long as the one whose probe failed."""
+    """A client that sent no probe waits as long as the client whose probe failed."""
 
     async def scene() -> None:
         one, two = (
@@ -164,14 +180,14 @@ def test_two_clients_over_redis_agree_on_the_period(server: RedisServer) -> None
         )
         async with one.client, two.client:
             await asyncio.gather(one.client.warm_up(), two.client.warm_up())
-            await one.outage()
+            await one.open_breaker()
             await until(lambda: {one.state, two.state} == {"open"})
             two.google.fail(Reason.OVERLOADED, status=503, latency=0.1, times=1)
             await until(two.route.breaker.allows_calls)
             with pytest.raises(Exception, match="503"):
                 await two.ask()
             await until(lambda: {one.state, two.state} == {"open"})
-            first, second = (world.route.breaker.metrics() for world in (one, two))
+            first, second = (scenario.route.breaker.metrics() for scenario in (one, two))
             assert first.open_for == pytest.approx(second.open_for, abs=100)
             assert first.open_for is not None
             assert first.open_for >= 1000, "ten thousand times at least a tenth of a second"

@@ -1,4 +1,4 @@
-"""The shared pace under faults: lost connections, lost data, killed and stopped processes."""
+"""The shared rate limit under faults: lost connections, lost data, killed and stopped processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from resilient_imagen.virtualtime import VirtualTimeLoop
 
 
 def test_five_short_disconnects_do_not_speed_the_fleet_up() -> None:
-    """All connections break five times for 50 ms; all workers together keep the pace."""
+    """All connections break five times for 50 ms; all workers together keep the limit."""
 
     async def scene(fleet: BusyFleet) -> None:
         for _ in range(5):
@@ -30,7 +30,7 @@ def test_five_short_disconnects_do_not_speed_the_fleet_up() -> None:
 
 @pytest.mark.parametrize("empty", [False, True])
 def test_a_missing_redis_does_not_speed_the_fleet_up(empty: bool) -> None:
-    """While Redis is away for ten seconds, and afterwards, all workers together keep the pace."""
+    """Redis is down for ten seconds; during that time and afterwards all workers keep the limit."""
 
     async def scene(fleet: BusyFleet) -> None:
         began = now()
@@ -45,7 +45,7 @@ def test_a_missing_redis_does_not_speed_the_fleet_up(empty: bool) -> None:
 
 
 def test_a_flushed_redis_does_not_speed_the_fleet_up() -> None:
-    """FLUSHALL at any moment: workers know the place that they took last."""
+    """FLUSHALL at any moment: workers remember the place that they took last."""
 
     async def scene(fleet: BusyFleet) -> None:
         for pause in (0.3, 1.7, 0.5, 2.2, 3.1):
@@ -58,7 +58,10 @@ def test_a_flushed_redis_does_not_speed_the_fleet_up() -> None:
 
 
 def test_older_data_do_not_speed_the_fleet_up() -> None:
-    """Redis restarts from a snapshot of ten seconds ago."""
+    """Redis restarts from a snapshot that is ten seconds old.
+
+    All workers together keep the limit.
+    """
 
     async def scene(fleet: BusyFleet) -> None:
         snapshot = fleet.redis.store.copy_data()
@@ -75,7 +78,7 @@ def test_older_data_do_not_speed_the_fleet_up() -> None:
 
 @pytest.mark.parametrize("per_minute", [10.0, 60.0])
 def test_new_workers_send_within_seconds_after_all_others_were_killed(per_minute: float) -> None:
-    """Killed workers leave full queues; they hold one place at most, and lose their turns."""
+    """Killed workers with full queues hold one place at most, and lose their turns."""
 
     async def scene(fleet: BusyFleet) -> None:
         for worker in list(fleet.workers):
@@ -105,7 +108,7 @@ def test_a_stalled_process_does_not_use_the_places_that_it_missed() -> None:
 
 @pytest.mark.parametrize("seconds", [0.3, 0.7, 3.0])
 def test_a_stalled_loop_does_not_lose_its_connection(seconds: float) -> None:
-    """The answers of Redis have arrived when the loop goes on; they are read before it gives up."""
+    """Answers that arrived during a stall are read before the connection counts as lost."""
 
     async def scene(fleet: BusyFleet) -> None:
         lost: list[bool] = []
@@ -114,28 +117,28 @@ def test_a_stalled_loop_does_not_lose_its_connection(seconds: float) -> None:
             loop.advance(seconds)
             for _ in range(20):
                 await asyncio.sleep(0.05)
-                lost += [not worker.fleet.joined for worker in fleet.workers]
+                lost += [not worker.coordinator.joined for worker in fleet.workers]
         assert not any(lost)
 
     run_fleet(scene, count=3)
 
 
-def test_places_go_round_when_all_processes_wait() -> None:
-    """At ten images a minute each of eight processes gets its turn before any gets a second one."""
+def test_waiting_processes_are_served_in_turn() -> None:
+    """At ten images a minute each of eight processes is served once before any is served twice."""
 
     async def scene(redis: FakeRedisCluster) -> None:
         order: list[int] = []
 
         async def call(number: int, worker: Worker) -> None:
             while True:
-                with worker.pacer.join() as slot:
+                with worker.limiter.join() as slot:
                     await slot.granted
                     slot.consume()
                     order.append(number)
 
         workers = [Worker(redis, per_minute=10) for _ in range(8)]
         for worker in workers:
-            await worker.fleet.ready()
+            await worker.coordinator.ready()
         calls = [
             asyncio.create_task(call(number, worker))
             for number, worker in enumerate(workers)
@@ -145,15 +148,15 @@ def test_places_go_round_when_all_processes_wait() -> None:
         for task in calls:
             task.cancel()
         for worker in workers:
-            await worker.fleet.aclose()
-        assert sorted(order[1:9]) == list(range(8))  # the first one had nobody to wait for
+            await worker.coordinator.aclose()
+        assert sorted(order[1:9]) == list(range(8))  # the first caller did not wait
         assert order[9:17] == order[1:9]
 
     run_with_fake_redis(scene)
 
 
 def test_the_slowest_setting_applies_and_both_values_are_named() -> None:
-    """One worker with 30 images a minute slows the others down; each warns once."""
+    """One worker with 30 images a minute slows the others down, and each warns once."""
 
     async def scene(fleet: BusyFleet) -> None:
         slow = await fleet.add(per_minute=30)
@@ -162,7 +165,7 @@ def test_the_slowest_setting_applies_and_both_values_are_named() -> None:
         assert 13 <= fleet.between(began, began + 30) <= 17
         (text,) = {t for t in fleet.redis.texts if "images per minute" in t}
         assert "60 images per minute here and 30 there" in text
-        await slow.fleet.aclose()
+        await slow.coordinator.aclose()
         fleet.kill(slow)
         await asyncio.sleep(6)
         began = now()

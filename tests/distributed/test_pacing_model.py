@@ -1,4 +1,4 @@
-"""The shared pace under any sequence of faults."""
+"""The shared rate limit under any sequence of faults."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def save(fleet: BusyFleet) -> None:
     fleet.snapshot = fleet.redis.store.copy_data()
 
 
-async def visit(fleet: BusyFleet) -> None:
+async def add_slower_worker_briefly(fleet: BusyFleet) -> None:
     """Start a worker with a lower limit, and kill it."""
     fleet.kill(await fleet.add(per_minute=LOWER))
 
@@ -69,12 +69,12 @@ FAULTS: Script = [
     *((replace, count) for count in (1, 4)),
     *((pause, seconds) for seconds in (0.7, 14.0)),
     *((wait, seconds) for seconds in (0.3, 1.0, 4.0)),
-    *((fault, None) for fault in (flush, save, restore, visit)),
+    *((fault, None) for fault in (flush, save, restore, add_slower_worker_briefly)),
 ]
 
 
 def run_faults(script: Script) -> None:
-    """Run a busy fleet of four workers under faults, and check its pace."""
+    """Run a busy fleet of four workers under faults, and check that it keeps the limit."""
 
     async def scene(fleet: BusyFleet) -> None:
         for fault, argument in script:
@@ -91,10 +91,10 @@ def run_faults(script: Script) -> None:
 @settings(max_examples=15, deadline=None)
 @example(script=[(cut, 4), (wait, 1.0)] * 5)
 @example(script=[(save, None), (wait, 4.0), (restore, None), (flush, None), (replace, 4)])
-@example(script=[(away, 3.0), (replace, 1), (away, 3.0)])  # the new worker is alone for a moment
-@example(script=[(away, 0.05), (wait, 0.3), (pause, 14.0)])  # paused while it reconnects
+@example(script=[(away, 3.0), (replace, 1), (away, 3.0)])  # a new worker reconnects
+@example(script=[(away, 0.05), (wait, 0.3), (pause, 14.0)])  # paused during the reconnect
 @given(script=st.lists(st.sampled_from(FAULTS), max_size=12))
-def test_the_pace_under_any_faults(script: Script) -> None:
+def test_any_sequence_of_faults_keeps_the_limit(script: Script) -> None:
     """The fleet never exceeds 1.2 times the limit in any 15 seconds, and sends after the faults."""
     run_faults(script)
 
@@ -102,6 +102,6 @@ def test_the_pace_under_any_faults(script: Script) -> None:
 @pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(script=st.lists(st.sampled_from(FAULTS), max_size=25))
-def test_the_pace_under_many_faults(script: Script) -> None:
-    """Longer sequences of faults do not exceed it, either."""
+def test_long_sequences_of_faults_keep_the_limit(script: Script) -> None:
+    """Longer sequences of faults do not exceed the limit either."""
     run_faults(script)

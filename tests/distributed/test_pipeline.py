@@ -1,4 +1,4 @@
-"""Whole clients of several processes, on virtual time: the pipeline with a shared breaker."""
+"""Clients of several processes with a shared breaker, on virtual time."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
-from fake_redis import FakeRedisCluster, SeaDoor
-from fleet_kit import news, run_with_fake_redis
+from fake_redis import FakeConnectionFactory, FakeRedisCluster
+from fleet_kit import messages_delivered, run_with_fake_redis
 from loop_kit import LoopScenario
 
 from resilient_imagen.distributed import coordinator
@@ -18,42 +18,48 @@ IMAGE = 10.0
 
 
 @contextlib.asynccontextmanager
-async def clients(
-    sea: FakeRedisCluster, count: int, monkeypatch: pytest.MonkeyPatch
+async def clients_during_an_outage(
+    redis: FakeRedisCluster, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[list[LoopScenario]]:
-    """So many that have joined, in the middle of an outage: their circuit is open for 60 s."""
-    monkeypatch.setattr(coordinator, "RedisConnectionFactory", lambda _address: SeaDoor(sea))
+    """Return connected clients whose breaker opened for 60 seconds."""
+    monkeypatch.setattr(
+        coordinator, "RedisConnectionFactory", lambda _address: FakeConnectionFactory(redis)
+    )
     async with contextlib.AsyncExitStack() as all_of_them:
-        worlds = [LoopScenario("redis://sea", breaker_reset_timeout=60.0) for _ in range(count)]
-        for world in worlds:
-            await all_of_them.enter_async_context(world.client)
-            await world.client.warm_up()
-        await worlds[0].outage()
-        await news()
-        assert {world.state for world in worlds} == {"open"}
-        for world in worlds:
-            world.google.sent.clear()
-            world.google.latency = IMAGE
-        yield worlds
+        scenarios = [LoopScenario("redis://fake", breaker_reset_timeout=60.0) for _ in range(count)]
+        for scenario in scenarios:
+            await all_of_them.enter_async_context(scenario.client)
+            await scenario.client.warm_up()
+        await scenarios[0].open_breaker()
+        await messages_delivered()
+        assert {scenario.state for scenario in scenarios} == {"open"}
+        for scenario in scenarios:
+            scenario.google.sent.clear()
+            scenario.google.latency = IMAGE
+        yield scenarios
 
 
-def sent(worlds: list[LoopScenario]) -> list[float]:
-    """When Google was asked, by any of them."""
-    return sorted(each.at for world in worlds for each in world.google.sent)
+def request_times(scenarios: list[LoopScenario]) -> list[float]:
+    """Return the times of the requests to Google of all clients."""
+    return sorted(each.at for scenario in scenarios for each in scenario.google.sent)
 
 
 @pytest.mark.parametrize("callers", [1, 3])
-def test_one_of_all_who_ask_together_sends_the_probe_and_all_are_served(
+def test_concurrent_calls_of_all_clients_wait_for_one_probe(
     callers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is no other route: the others wait for its verdict, in whichever process they are."""
+    """Without another route, the calls of all processes wait for the probe, and are served after
+    its success.
+    """
 
-    async def scene(sea: FakeRedisCluster) -> None:
-        async with clients(sea, 3, monkeypatch) as worlds:
+    async def scene(redis: FakeRedisCluster) -> None:
+        async with clients_during_an_outage(redis, 3, monkeypatch) as scenarios:
             await asyncio.sleep(67)
             began = asyncio.get_running_loop().time()
-            await asyncio.gather(*(world.ask() for world in worlds for _ in range(callers)))
-            probe, *later = sent(worlds)
+            await asyncio.gather(
+                *(scenario.ask() for scenario in scenarios for _ in range(callers))
+            )
+            probe, *later = request_times(scenarios)
             assert probe - began < 0.1
             assert len(later) == 3 * callers - 1
             assert min(later) >= probe + IMAGE
@@ -62,18 +68,18 @@ def test_one_of_all_who_ask_together_sends_the_probe_and_all_are_served(
     run_with_fake_redis(scene)
 
 
-def test_a_probe_that_fails_sends_all_who_waited_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One request in all, and everybody hears why."""
+def test_a_failed_probe_ends_all_waiting_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One request is sent, and the error of each call names its cause."""
 
-    async def scene(sea: FakeRedisCluster) -> None:
-        async with clients(sea, 3, monkeypatch) as worlds:
+    async def scene(redis: FakeRedisCluster) -> None:
+        async with clients_during_an_outage(redis, 3, monkeypatch) as scenarios:
             await asyncio.sleep(67)
-            for world in worlds:
-                world.google.fail(Reason.OVERLOADED, status=503, latency=IMAGE)
-            asking = [asyncio.ensure_future(world.ask()) for world in worlds]
+            for scenario in scenarios:
+                scenario.google.fail(Reason.OVERLOADED, status=503, latency=IMAGE)
+            asking = [asyncio.ensure_future(scenario.ask()) for scenario in scenarios]
             ends = await asyncio.gather(*asking, return_exceptions=True)
-            assert len(sent(worlds)) == 1
+            assert len(request_times(scenarios)) == 1
             assert all("503" in str(end) for end in ends)
-            assert {world.state for world in worlds} == {"open"}
+            assert {scenario.state for scenario in scenarios} == {"open"}
 
     run_with_fake_redis(scene)

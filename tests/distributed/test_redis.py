@@ -1,4 +1,4 @@
-"""Against a real Redis: what an application meets when it is gone, silent, slow, or full."""
+"""Applications with a real Redis that is down, silent, slow, or full."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from resilient_imagen.reasons import Reason
 pytestmark = pytest.mark.redis
 
 
-def test_no_redis_at_start_is_told_once_and_costs_no_call() -> None:
-    """Images come; one warning; when Redis is started, the client joins by itself."""
+def test_a_missing_redis_at_the_start_is_reported_once_and_fails_no_call() -> None:
+    """Calls are served, with one warning; when Redis is started, the client connects."""
 
     async def scene(server: RedisServer) -> None:
         server.kill()
-        world = LoopScenario(server.url)
-        async with world.client:
-            await asyncio.gather(*(world.ask() for _ in range(5)))
+        scenario = LoopScenario(server.url)
+        async with scenario.client:
+            await asyncio.gather(*(scenario.ask() for _ in range(5)))
             await asyncio.sleep(1.5)
-            await world.ask()
+            await scenario.ask()
             server.start()
-            await until(lambda: world.joined)
-            await world.ask()
-        warnings = await world.warnings()
+            await until(lambda: scenario.joined)
+            await scenario.ask()
+        warnings = await scenario.warnings()
         assert len(warnings) == 1
         assert f"127.0.0.1:{server.port}" in warnings[0]
 
@@ -38,66 +38,69 @@ def test_no_redis_at_start_is_told_once_and_costs_no_call() -> None:
         run_loop_scenario(scene(server))
 
 
-def test_a_killed_redis_costs_no_call_and_the_fleet_joins_again(
+def test_a_killed_redis_fails_no_call_and_the_fleet_reconnects(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Three clients under load; Redis is killed and started empty: no failed call, one event."""
+    """Redis is killed and restarted empty under load of three clients: no call fails, each client
+    warns once.
+    """
 
     async def scene(server: RedisServer) -> None:
-        worlds = [LoopScenario(server.url) for _ in range(3)]
+        scenarios = [LoopScenario(server.url) for _ in range(3)]
         stop = asyncio.Event()
 
-        async def load(world: LoopScenario) -> None:
+        async def load(scenario: LoopScenario) -> None:
             while not stop.is_set():
-                await world.ask()
+                await scenario.ask()
 
-        for world in worlds:
-            await world.client.warm_up()
-        loads = [asyncio.ensure_future(load(world)) for world in worlds]
+        for scenario in scenarios:
+            await scenario.client.warm_up()
+        loads = [asyncio.ensure_future(load(scenario)) for scenario in scenarios]
         await asyncio.sleep(1)
         server.kill()
-        await until(lambda: not any(world.joined for world in worlds))
-        counts = [len(world.google.sent) for world in worlds]
+        await until(lambda: not any(scenario.joined for scenario in scenarios))
+        counts = [len(scenario.google.sent) for scenario in scenarios]
         await asyncio.sleep(1)
-        for world, count in zip(worlds, counts, strict=True):
-            assert len(world.google.sent) > count
+        for scenario, count in zip(scenarios, counts, strict=True):
+            assert len(scenario.google.sent) > count
         server.start()
-        await until(lambda: all(world.joined for world in worlds))
+        await until(lambda: all(scenario.joined for scenario in scenarios))
         stop.set()
         await asyncio.gather(*loads)
-        for world in worlds:
-            await world.client.aclose()
-            assert len(await world.warnings()) == 1
+        for scenario in scenarios:
+            await scenario.client.aclose()
+            assert len(await scenario.warnings()) == 1
 
-    # Losing Redis is an event of its own from then on.
+    # After this time the loss of Redis is reported as a new event.
     monkeypatch.setattr(coordinator, "_STEADY", 0.5)
     with redis_server() as server:
         run_loop_scenario(scene(server))
 
 
-def test_a_frozen_redis_is_gone_within_a_second() -> None:
-    """It keeps connections and answers nothing: who asks loses half a second, the next ones none.
+def test_a_frozen_redis_delays_calls_by_half_a_second_once() -> None:
+    """A Redis that keeps connections without answering delays the first call by half a second,
+    later ones not at all.
 
-    The best of three times counts: a machine that is busy with something else is no failure.
+    The best of three measurements counts, since a busy machine may delay the others.
     """
 
     async def scene(server: RedisServer) -> None:
         first: list[float] = []
         rest: list[float] = []
-        world = LoopScenario(server.url)
-        async with world.client:
-            await world.client.warm_up()
+        scenario = LoopScenario(server.url)
+        async with scenario.client:
+            await scenario.client.warm_up()
             for _ in range(3):
                 server.freeze()
                 began = time.monotonic()
-                await asyncio.gather(*(world.ask() for _ in range(3)))
+                await asyncio.gather(*(scenario.ask() for _ in range(3)))
                 first.append(time.monotonic() - began)
-                assert not world.joined
+                assert not scenario.joined
                 began = time.monotonic()
-                await asyncio.gather(*(world.ask() for _ in range(20)))
+                await asyncio.gather(*(scenario.ask() for _ in range(20)))
                 rest.append(time.monotonic() - began)
                 server.thaw()
-                await until(lambda: world.joined)
+                await until(lambda: scenario.joined)
         assert 0.4 < min(first) < 1.0
         assert min(rest) < 0.3
 
@@ -105,30 +108,32 @@ def test_a_frozen_redis_is_gone_within_a_second() -> None:
         run_loop_scenario(scene(server))
 
 
-def test_a_redis_that_answers_slowly_is_as_good_as_none(server: RedisServer) -> None:
-    """Answers come, each after a second: images do not wait for them, until it is quick again."""
+def test_a_redis_with_slow_answers_is_not_waited_for(server: RedisServer) -> None:
+    """Answers take a second each: calls do not wait for them, until Redis is quick again."""
 
     async def scene() -> None:
         with Proxy(server.port) as proxy:
-            world = LoopScenario(proxy.url)
-            async with world.client:
-                await world.client.warm_up()
+            scenario = LoopScenario(proxy.url)
+            async with scenario.client:
+                await scenario.client.warm_up()
                 proxy.delay = 1.0
                 end = time.monotonic() + 2
                 while time.monotonic() < end:
-                    await world.ask()
-                assert len(world.google.sent) > 10
-                assert not world.joined
+                    await scenario.ask()
+                assert len(scenario.google.sent) > 10
+                assert not scenario.joined
                 proxy.delay = 0.0
-                await until(lambda: world.joined)
-            assert len(await world.warnings()) == 1
+                await until(lambda: scenario.joined)
+            assert len(await scenario.warnings()) == 1
 
     run_loop_scenario(scene())
 
 
 @pytest.mark.parametrize("trouble", ["full", "read-only"])
-def test_a_redis_that_refuses_to_write_is_as_good_as_none(trouble: str) -> None:
-    """Full, or turned into a replica: every call is served, and the client joins again."""
+def test_a_redis_that_rejects_writes_fails_no_call(trouble: str) -> None:
+    """Redis is full, or became a replica: every call is served, and the client reconnects
+    afterwards.
+    """
     commands = {
         "full": (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0")),
         "read-only": (("REPLICAOF", "127.0.0.1", str(free_port())), ("REPLICAOF", "NO", "ONE")),
@@ -136,22 +141,22 @@ def test_a_redis_that_refuses_to_write_is_as_good_as_none(trouble: str) -> None:
 
     async def scene(server: RedisServer) -> None:
         wrong, right = commands[trouble]
-        world = LoopScenario(server.url)
-        async with world.client:
-            await world.ask()
+        scenario = LoopScenario(server.url)
+        async with scenario.client:
+            await scenario.ask()
             server.ask(*wrong)
             for _ in range(10):
-                await world.ask()
+                await scenario.ask()
             server.ask(*right)
-            await until(lambda: world.joined)
-            await world.ask()
+            await until(lambda: scenario.joined)
+            await scenario.ask()
 
     with redis_server() as server:
         run_loop_scenario(scene(server))
 
 
-def test_two_fleets_share_one_redis_and_nothing_else(server: RedisServer) -> None:
-    """`?namespace=` keeps them apart: one fleet's outage is none of the other's."""
+def test_namespaces_separate_fleets(server: RedisServer) -> None:
+    """An outage of one fleet does not open the breaker of a fleet with another `?namespace=`."""
 
     async def scene() -> None:
         one, two = (
@@ -160,17 +165,18 @@ def test_two_fleets_share_one_redis_and_nothing_else(server: RedisServer) -> Non
         )
         async with one.client, two.client:
             await asyncio.gather(one.ask(), two.ask())
-            await one.outage()
+            await one.open_breaker()
             await asyncio.sleep(0.2)
             assert (one.state, two.state) == ("open", "closed")
 
     run_loop_scenario(scene())
 
 
-def test_two_accounts_share_one_redis_and_nothing_else(server: RedisServer) -> None:
-    """Same route, other key: neither the used-up quota nor the pace is the other's business.
+def test_accounts_are_separate_in_redis(server: RedisServer) -> None:
+    """Workers with other keys share neither an exhausted quota nor the limit; those with the same
+    key share both.
 
-    Who has the same key shares both; and no key is ever sent to Redis.
+    No key is sent to Redis.
     """
 
     async def scene() -> None:
@@ -179,9 +185,11 @@ def test_two_accounts_share_one_redis_and_nothing_else(server: RedisServer) -> N
             for key in ("key-of-one", "key-of-one", "key-of-another")
         )
         async with one.client, same.client, other.client:
-            for world in (one, same, other):
-                await world.client.warm_up()
-            await asyncio.gather(one.ask(), other.ask())  # each is its account's first in a minute
+            for scenario in (one, same, other):
+                await scenario.client.warm_up()
+            await asyncio.gather(
+                one.ask(), other.ask()
+            )  # the first request of each account in a minute
             await until(lambda: same.route.limiter.shortest_wait() > 30)
             one.route.breaker.force_trip(cause=Reason.QUOTA_EXHAUSTED, summary="429")
             await until(lambda: same.state == "open")

@@ -1,4 +1,4 @@
-"""Rights in Redis: a missing one is named, at the start and when it is lost later."""
+"""Permissions in Redis: errors and warnings name a missing one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def permit(server: RedisServer, *rules: str) -> None:
 
 
 @pytest.mark.parametrize(("rules", "named"), LOSSES)
-def test_a_missing_right_stops_the_start_and_is_named(
+def test_a_missing_permission_is_an_error_at_the_start(
     server: RedisServer, rules: tuple[str, ...], named: str
 ) -> None:
     """The error names the command, the keys or the channel, and never the password."""
@@ -47,10 +47,10 @@ def test_a_missing_right_stops_the_start_and_is_named(
 
 
 @pytest.mark.parametrize(("rules", "named"), LOSSES)
-def test_a_right_that_is_lost_later_is_named_in_a_warning(
+def test_a_permission_revoked_later_is_named_in_a_warning(
     server: RedisServer, rules: tuple[str, ...], named: str
 ) -> None:
-    """Calls do not fail; the client connects again when it has the right."""
+    """Calls do not fail, and the client reconnects when the permission is granted again."""
 
     async def scene() -> None:
         permit(server)

@@ -1,4 +1,4 @@
-"""Kinds of servers: restricted users, clusters, replicas, distant and foreign ones."""
+"""Kinds of servers: restricted users, clusters, replicas, and servers with long round trips."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from cli_kit import run
 from fake_redis import FakeRedisCluster
-from fleet_kit import outage, run_with_fake_redis, started_workers
+from fleet_kit import open_breaker, run_with_fake_redis, started_workers
 from fleet_proxy import Proxy
 from loop_kit import LoopScenario, run_loop_scenario, until
 from ports import free_port
@@ -33,12 +33,12 @@ def server() -> Iterator[RedisServer]:
 
 
 async def share_an_outage(url: str) -> None:
-    """Check that two clients share a Redis and an outage, without a warning."""
+    """Check that two clients share an outage through a Redis, without a warning."""
     scenarios = [LoopScenario(url), LoopScenario(url)]
     for scenario in scenarios:
         await scenario.client.warm_up()
     await until(lambda: all(scenario.joined for scenario in scenarios))
-    await scenarios[0].outage()
+    await scenarios[0].open_breaker()
     await until(lambda: scenarios[1].state == "open")
     await asyncio.sleep(1.3)
     await scenarios[1].ask()
@@ -48,8 +48,8 @@ async def share_an_outage(url: str) -> None:
         assert await scenario.warnings() == []
 
 
-def test_the_rights_of_the_guide_are_sufficient(server: RedisServer, tmp_path: Path) -> None:
-    """A user with the rights that the guide lists can share, and read the status."""
+def test_the_permissions_of_the_guide_are_sufficient(server: RedisServer, tmp_path: Path) -> None:
+    """A user with the permissions that the guide lists can share, and read the status."""
     (rules,) = re.findall(r"^ACL SETUSER imagen (.*)$", GUIDE.read_text("utf-8"), re.MULTILINE)
     words = [word.strip("'\"") for word in rules.split()]
     assert server.ask("ACL", "SETUSER", "imagen", "reset", *words) == b"+OK\r\n"
@@ -90,15 +90,19 @@ def test_a_cluster_of_one_shard_is_shared() -> None:
         run_loop_scenario(share_an_outage(node.url))
 
 
-def test_a_cluster_of_two_shards_is_refused_at_the_start() -> None:
+def test_a_cluster_of_two_shards_is_an_error_at_the_start() -> None:
     """A node serves only the keys of its own slots, and the error says so."""
     with cluster(2) as (node, _):
         scenario = LoopScenario(node.url)
         run_loop_scenario(scenario.refuses("it is one node of a cluster"))
 
 
-def test_a_replica_is_away_until_it_is_promoted(server: RedisServer) -> None:
-    """A client that still reaches the old primary, now a replica, works locally meanwhile."""
+def test_a_read_only_replica_counts_as_unavailable_until_it_is_promoted(
+    server: RedisServer,
+) -> None:
+    """A client that is connected to a replica works locally, and shares once the replica is
+    promoted.
+    """
 
     async def scene() -> None:
         scenario = LoopScenario(server.url)
@@ -113,8 +117,8 @@ def test_a_replica_is_away_until_it_is_promoted(server: RedisServer) -> None:
     run_loop_scenario(scene())
 
 
-def test_a_distant_server_is_shared(server: RedisServer) -> None:
-    """With round trips of 0.2 s a client joins, and no call waits for more than a second."""
+def test_a_server_with_long_round_trips_is_shared(server: RedisServer) -> None:
+    """With round trips of 0.2 s a client connects, and no call waits for more than a second."""
 
     async def scene() -> None:
         with Proxy(server.port) as proxy:
@@ -136,7 +140,7 @@ def test_workers_share_over_slow_round_trips(trip: float) -> None:
     async def scene(redis: FakeRedisCluster) -> None:
         async with started_workers(redis, 2) as workers:
             await asyncio.sleep(5)
-            assert all(worker.fleet.joined for worker in workers)
+            assert all(worker.coordinator.joined for worker in workers)
             await workers[0].fail(3)
             await asyncio.sleep(2)
             assert workers[1].state == "open"
@@ -144,7 +148,7 @@ def test_workers_share_over_slow_round_trips(trip: float) -> None:
     run_with_fake_redis(scene, latency=trip)
 
 
-def test_a_forged_version_does_not_silence_the_channel() -> None:
+def test_a_forged_version_does_not_stop_later_updates() -> None:
     """Workers that adopted a forged record with a huge version share the next outage."""
 
     async def scene(redis: FakeRedisCluster) -> None:
@@ -169,15 +173,15 @@ def test_a_forged_version_does_not_silence_the_channel() -> None:
                 "granted": False,
             }
             for worker in workers:
-                worker.link.tell(json.dumps(forged).encode())
+                worker.connection.receive(json.dumps(forged).encode())
             await asyncio.sleep(3)
-            await outage(workers)
+            await open_breaker(workers)
 
     run_with_fake_redis(scene)
 
 
-def test_the_status_does_not_read_the_keys_of_others(server: RedisServer, tmp_path: Path) -> None:
-    """The command reads an index, so foreign keys cost nothing; it shows workers and settings."""
+def test_the_status_reads_only_the_keys_of_its_index(server: RedisServer, tmp_path: Path) -> None:
+    """Other keys in the database do not slow the command down; it shows workers and settings."""
 
     async def scene() -> None:
         server.ask("FLUSHALL")

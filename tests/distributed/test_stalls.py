@@ -1,4 +1,4 @@
-"""The measure of stalls sees what it is there for."""
+"""The stall watch measures blocked loops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fleet_stalls import StallWatch
 
 
 def stall(what: Callable[[], None], *, after: float = 0.0) -> float:
-    """The longest stall of a loop that does this once."""
+    """Return the longest stall of a loop that runs ``what`` once."""
     watch = StallWatch()
 
     async def main() -> None:
@@ -26,18 +26,18 @@ def stall(what: Callable[[], None], *, after: float = 0.0) -> float:
 
 
 def compute() -> None:
-    """A tenth of a second of a core, whatever that takes."""
+    """Use a tenth of a second of CPU time."""
     end = time.thread_time() + 0.1
     while time.thread_time() < end:
         pass
 
 
 @pytest.mark.parametrize("what", [lambda: time.sleep(0.1), compute], ids=["blocks", "computes"])
-def test_a_stall_is_seen_in_full(what: Callable[[], None]) -> None:
-    """A call that blocks, and one that computes, for a tenth of a second each."""
+def test_a_blocking_or_computing_callback_is_measured_in_full(what: Callable[[], None]) -> None:
+    """Callbacks that block or compute for a tenth of a second are measured as such."""
     assert 0.075 < max(stall(what) for _ in range(3)) < 0.15
 
 
-def test_waiting_is_no_stall() -> None:
-    """A loop that only sleeps has none."""
+def test_a_sleeping_loop_does_not_stall() -> None:
+    """A loop that only sleeps has no stall."""
     assert stall(lambda: None, after=0.2) < 0.02

@@ -1,4 +1,4 @@
-"""Against a real Redis: what an application meets at its start when something about it is wrong."""
+"""The start of an application with a wrong URL, a wrong password or a wrong server."""
 
 from __future__ import annotations
 
@@ -31,55 +31,55 @@ pytestmark = pytest.mark.redis
      "unix://", "redis://:hunter2@host:99999/0", "redis://:hunter2@host:0/0",
      "redis://:hunter2@host/0?namespace=", "redis://:hunter2@host/0?namespace=two*words"],
 )  # fmt: skip
-def test_a_url_that_cannot_be_right_is_an_error_at_once(url: str) -> None:
-    """The client is not even made; the text names the variable and repeats nothing."""
+def test_an_invalid_url_is_an_error_when_the_client_is_created(url: str) -> None:
+    """The error names the variable and does not repeat the value."""
     with pytest.raises(ConfigurationError, match="IMAGE_GEN_REDIS_URL") as caught:
         LoopScenario(url)
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_wrong_password_is_an_error_at_start_and_never_shown() -> None:
-    """Warm-up and each call say so; a right one works."""
+def test_a_wrong_password_is_an_error_at_the_start() -> None:
+    """Warm-up and each call raise an error that does not contain the password."""
 
     async def scene(server: RedisServer) -> None:
         for credentials in ("", ":hunter2@", "me:hunter2@"):
             url = f"redis://{credentials}127.0.0.1:{server.port}/0"
             await LoopScenario(url).refuses("password")
-        world = LoopScenario(f"redis://:secret@127.0.0.1:{server.port}/0")
-        async with world.client:
-            await world.ask()
-            assert world.joined
-            assert "secret" not in json.dumps(world.client.snapshot())
+        scenario = LoopScenario(f"redis://:secret@127.0.0.1:{server.port}/0")
+        async with scenario.client:
+            await scenario.ask()
+            assert scenario.joined
+            assert "secret" not in json.dumps(scenario.client.snapshot())
 
     with redis_server("--requirepass", "secret") as server:
         run_loop_scenario(scene(server))
 
 
-def test_a_database_that_is_not_there_is_an_error_at_start(server: RedisServer) -> None:
-    """The URL's number is wrong, and waiting would not help."""
-    world = LoopScenario(f"redis://127.0.0.1:{server.port}/4711")
-    run_loop_scenario(world.refuses("no database of that number"))
+def test_an_unknown_database_number_is_an_error_at_the_start(server: RedisServer) -> None:
+    """Redis has no database with the number in the URL, so waiting would not help."""
+    scenario = LoopScenario(f"redis://127.0.0.1:{server.port}/4711")
+    run_loop_scenario(scenario.refuses("no database of that number"))
 
 
-def test_a_user_who_may_not_write_is_an_error_at_start() -> None:
-    """Redis is there and the password is right, but the rights are missing."""
+def test_a_user_without_write_permission_is_an_error_at_the_start() -> None:
+    """Redis is reachable and the password is right, but the permissions are missing."""
     with redis_server() as server:
         server.ask("ACL", "SETUSER", "reader", "on", ">pw", "~*", "&*", "+@read", "+@connection")
-        world = LoopScenario(f"redis://reader:pw@127.0.0.1:{server.port}/0")
-        run_loop_scenario(world.refuses("does not permit"))
+        scenario = LoopScenario(f"redis://reader:pw@127.0.0.1:{server.port}/0")
+        run_loop_scenario(scenario.refuses("does not permit"))
 
 
 @pytest.mark.parametrize(
     "options", ["no_such_option=hunter2", "protocol=4", "db=hunter2", "max_connections=hunter2"]
 )
-def test_options_that_cannot_be_read_are_an_error_at_start(options: str) -> None:
-    """Warm-up and each call say where to look, and repeat no value; no request is sent."""
-    world = LoopScenario(f"redis://127.0.0.1:1/0?{options}")
-    run_loop_scenario(world.refuses(r"IMAGE_GEN_REDIS_URL.*'\?'"))
+def test_invalid_url_options_are_an_error_at_the_start(options: str) -> None:
+    """Warm-up and each call name the place to look at, repeat no value, and send no request."""
+    scenario = LoopScenario(f"redis://127.0.0.1:1/0?{options}")
+    run_loop_scenario(scenario.refuses(r"IMAGE_GEN_REDIS_URL.*'\?'"))
 
 
-def test_options_about_redis_pys_own_client_change_nothing(server: RedisServer) -> None:
-    """A URL that other libraries use too: two clients join, and share an outage."""
+def test_options_for_redis_py_are_accepted(server: RedisServer) -> None:
+    """Two clients share an outage with a URL whose options are meant for other uses of redis-py."""
     options = (
         "decode_responses=true&protocol=3&socket_timeout=0.000001&client_name=theirs&encoding=utf-16"
         "&max_connections=1&retry_on_timeout=yes&health_check_interval=1"
@@ -89,7 +89,7 @@ def test_options_about_redis_pys_own_client_change_nothing(server: RedisServer) 
         one, two = (LoopScenario(f"{server.url}?{options}") for _ in range(2))
         async with one.client, two.client:
             await asyncio.gather(one.client.warm_up(), two.client.warm_up())
-            await one.outage()
+            await one.open_breaker()
             await until(lambda: two.state == "open")
 
     run_loop_scenario(scene())
@@ -103,29 +103,31 @@ async def answer_as_a_web_server(
     writer.close()
 
 
-def test_something_else_that_answers_there_is_an_error_at_start() -> None:
-    """The port is a web server's."""
+def test_a_server_that_is_not_redis_is_an_error_at_the_start() -> None:
+    """A web server answers on the port."""
 
     async def scene() -> None:
         port = free_port()
-        world = LoopScenario(f"redis://127.0.0.1:{port}/0")
+        scenario = LoopScenario(f"redis://127.0.0.1:{port}/0")
         web = await asyncio.start_server(answer_as_a_web_server, "127.0.0.1", port)
         async with web:
-            await world.refuses("what answers there is not Redis")
+            await scenario.refuses("what answers there is not Redis")
 
     run_loop_scenario(scene())
 
 
 @pytest.mark.parametrize("wrong", ["wants a password", "is a web server"])
-def test_a_redis_that_comes_back_wrong_costs_no_call(wrong: str) -> None:
-    """If Redis was away at the start, a later fault of it is reported once and fails no call."""
+def test_a_misconfigured_redis_after_the_start_fails_no_call(wrong: str) -> None:
+    """If Redis was down at the start, a later configuration error is reported once and fails no
+    call.
+    """
     expected = {"wants a password": "password", "is a web server": "not Redis"}[wrong]
 
     async def scene(server: RedisServer) -> None:
         server.kill()
-        world = LoopScenario(server.url)
-        async with world.client:
-            await world.ask()
+        scenario = LoopScenario(server.url)
+        async with scenario.client:
+            await scenario.ask()
             async with contextlib.AsyncExitStack() as wrongly:
                 if wrong == "wants a password":
                     server.options = ("--requirepass", "secret")
@@ -136,13 +138,13 @@ def test_a_redis_that_comes_back_wrong_costs_no_call(wrong: str) -> None:
                         answer_as_a_web_server, "127.0.0.1", server.port
                     )
                     await wrongly.enter_async_context(web)
-                await until(lambda: len(world.losses) == 2)
+                await until(lambda: len(scenario.losses) == 2)
                 for _ in range(3):
-                    await world.ask()
+                    await scenario.ask()
             server.options = ()
             server.start()
-            await until(lambda: world.joined)
-        refused, misfit = await world.warnings()
+            await until(lambda: scenario.joined)
+        refused, misfit = await scenario.warnings()
         assert "(refused)" in refused
         assert expected in misfit
 
@@ -156,10 +158,10 @@ def test_a_redis_that_comes_back_wrong_costs_no_call(wrong: str) -> None:
      ("redis://redis.invalid/0", "its name does not resolve"),
      ("unix:///no/such/place", "no such socket")],
 )  # fmt: skip
-def test_a_redis_that_is_not_there_is_named_in_words(
+def test_the_warning_describes_why_redis_is_unreachable(
     url: str, word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Calls are served, and the one event says why."""
+    """Calls are served, and one warning states the cause."""
     truly = socket.getaddrinfo
 
     def getaddrinfo(host: Any, *more: Any, **options: Any) -> Any:
@@ -170,21 +172,21 @@ def test_a_redis_that_is_not_there_is_named_in_words(
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
     async def scene() -> None:
-        world = LoopScenario(url.format(port=free_port()))
-        async with world.client:
-            await world.ask()
-        (expected,) = await world.warnings()
+        scenario = LoopScenario(url.format(port=free_port()))
+        async with scenario.client:
+            await scenario.ask()
+        (expected,) = await scenario.warnings()
         assert f"is away ({word})" in expected
 
     run_loop_scenario(scene())
 
 
-def test_a_name_server_that_hangs_costs_one_thread_of_our_own(
+def test_a_hanging_name_lookup_uses_one_thread(
     monkeypatch: pytest.MonkeyPatch, server: RedisServer
 ) -> None:
-    """However often it is tried: one lookup at a time, none in the loop's own threads.
+    """Retries share one lookup at a time, and none runs in the loop's executor.
 
-    Once it answers, so does the door.
+    Once the lookup answers, the connection opens.
     """
     answers = threading.Event()
     lookups: list[str] = []
@@ -200,17 +202,17 @@ def test_a_name_server_that_hangs_costs_one_thread_of_our_own(
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
     async def scene() -> None:
-        door = RedisConnectionFactory(Address.parse(f"redis://redis.invalid:{server.port}/0"))
-        await door.prepare()
+        factory = RedisConnectionFactory(Address.parse(f"redis://redis.invalid:{server.port}/0"))
+        await factory.prepare()
         for _ in range(5):
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.02):
-                    await door.open()
+                    await factory.open()
         await until(lambda: lookups != [])
         assert lookups == ["resilient-imagen-dns"]
         assert asyncio.get_running_loop()._default_executor is None  # type: ignore[attr-defined]
         answers.set()
-        link = await door.open()
+        link = await factory.open()
         await link.aclose()
 
     run_loop_scenario(scene())
@@ -229,8 +231,11 @@ def test_a_name_server_that_hangs_costs_one_thread_of_our_own(
      (OSError(errno.ENETUNREACH, "secret"), "not reachable", False),
      (ValueError("secret"), "ValueError", False)],
 )  # fmt: skip
-def test_whatever_redis_py_raises_has_a_few_words(error: Exception, text: str, final: bool) -> None:
-    """And none of its own, which may hold what was sent; some of it no waiting can cure."""
+def test_errors_of_redis_py_are_translated(error: Exception, text: str, final: bool) -> None:
+    """The text of redis-py is not repeated, since it may contain sent data.
+
+    Some errors are final.
+    """
     with pytest.raises(StoreUnavailableError, match=text) as caught, translate_redis_errors():
         raise error
     assert isinstance(caught.value, MisconfiguredError) is final

@@ -1,4 +1,4 @@
-"""The Lua scripts: a real Redis and the store of the fake Redis run them alike."""
+"""The Lua scripts: a real Redis and the fake Redis give the same answers."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class Speaker:
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(script=st.lists(actions, min_size=1, max_size=25))
-def test_the_store_in_memory_does_as_redis_does(server: RedisServer, script: list[Any]) -> None:
+def test_the_fake_redis_answers_like_a_real_one(server: RedisServer, script: list[Any]) -> None:
     """A real Redis and the store in memory give the same answers to random commands."""
 
     async def scene() -> None:
@@ -183,7 +183,7 @@ def test_scripts_that_were_flushed_are_loaded_again(server: RedisServer) -> None
 
 
 @pytest.mark.redis
-def test_every_key_dies_when_nobody_uses_it(server: RedisServer) -> None:
+def test_every_key_expires(server: RedisServer) -> None:
     """Each command sets a time to live on every key that it writes."""
 
     async def scene() -> None:
@@ -210,8 +210,8 @@ def test_every_key_dies_when_nobody_uses_it(server: RedisServer) -> None:
 
 
 @pytest.mark.redis
-def test_a_step_that_redis_refuses_is_a_link_error(server: RedisServer) -> None:
-    """What a full Redis answers to a write breaks off, and its text says no more than that."""
+def test_a_rejected_write_is_a_store_error(server: RedisServer) -> None:
+    """The error of a full Redis breaks the connection off, and its text contains no data."""
     source = "return redis.call('SET', KEYS[1], ARGV[1])"
     greedy = LuaScript("greedy", source, sha1(source.encode()).hexdigest())
 
@@ -230,8 +230,8 @@ def test_a_step_that_redis_refuses_is_a_link_error(server: RedisServer) -> None:
 
 
 @pytest.mark.redis
-def test_our_own_steps_still_work_in_a_full_redis(server: RedisServer) -> None:
-    """Redis lets a script finish if its first write frees memory."""
+def test_scripts_that_free_memory_work_in_a_full_redis(server: RedisServer) -> None:
+    """Redis completes a script whose first write frees memory."""
 
     async def scene() -> None:
         link = await open_link(server)

@@ -1,4 +1,4 @@
-"""Steps with several accounts against a real Redis: processes share the pace of each account."""
+"""Routes with several accounts and a real Redis: processes share the limit of each account."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ async def serve(server: RedisServer, made: list[list[FakeProvider]], calls: int)
     return [result.provider for result in results]
 
 
-def test_a_fleet_shares_the_pace_of_both_accounts(server: RedisServer) -> None:
-    """Two clients use both accounts, and no account is asked faster than its pace."""
+def test_processes_share_the_limit_of_each_account(server: RedisServer) -> None:
+    """Two clients use both accounts, and no account receives requests faster than its limit."""
     made = [accounts(), accounts()]
     served = asyncio.run(serve(server, made, 15))
     assert min(served.count("google"), served.count("google_b")) >= 8
@@ -54,8 +54,8 @@ def test_a_fleet_shares_the_pace_of_both_accounts(server: RedisServer) -> None:
         assert all(later >= earlier for earlier, later in pairwise(times))
 
 
-def test_a_fleet_leaves_an_account_without_credit(server: RedisServer) -> None:
-    """The account's circuit is open for every process, and the other account serves all calls."""
+def test_an_account_without_credit_is_skipped_by_all_processes(server: RedisServer) -> None:
+    """The account's circuit is open in every process, and the other account serves all calls."""
     made = [accounts(), accounts()]
     for google, _ in made:
         google.fail(Reason.QUOTA_EXHAUSTED, status=429, latency=0)

@@ -1,4 +1,4 @@
-"""Against a real Redis behind TLS, with an authority of our own."""
+"""A real Redis behind TLS, with a private certificate authority."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
 
 
 @pytest.fixture(scope="module")
-def papers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ca.pem, and with server.pem and its key, for localhost."""
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with ca.pem, and with server.pem and its key, for localhost."""
     program = shutil.which("openssl")
     if program is None:
         pytest.skip("no openssl on PATH to make certificates with: TLS to Redis is not tested")
-    folder = tmp_path_factory.mktemp("papers")
+    folder = tmp_path_factory.mktemp("certificates")
     (folder / "more").write_text("subjectAltName=DNS:localhost\nauthorityKeyIdentifier=keyid\n")
     for command in (
         ("req", "-x509", *KEY, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ours",
@@ -41,19 +41,19 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def port(papers: Path, shared_server: RedisServer) -> Iterator[int]:
-    """Where it is had by TLS."""
+def port(certificates: Path, shared_server: RedisServer) -> Iterator[int]:
+    """Provide a port on which Redis is reached by TLS."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(papers / "server.pem", papers / "server.key")
+    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
     with Proxy(shared_server.port, context) as proxy:
         yield proxy.port
 
 
-@pytest.mark.parametrize("trust", ["ssl_ca_certs={papers}/ca.pem", "ssl_cert_reqs=none"])
+@pytest.mark.parametrize("trust", ["ssl_ca_certs={certificates}/ca.pem", "ssl_cert_reqs=none"])
 def test_certificates_are_read_once_and_not_on_the_loop(
-    port: int, papers: Path, server: RedisServer, trust: str, monkeypatch: pytest.MonkeyPatch
+    port: int, certificates: Path, server: RedisServer, trust: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fleet joins by TLS, and joins again with the same context when its connections are cut."""
+    """A client reconnects with the same TLS context after its connections broke."""
     made: list[threading.Thread] = []
     truly = ssl.create_default_context
 
@@ -64,14 +64,16 @@ def test_certificates_are_read_once_and_not_on_the_loop(
     monkeypatch.setattr(ssl, "create_default_context", create)
 
     async def scene() -> None:
-        world = LoopScenario(f"rediss://localhost:{port}/0?{trust.format(papers=papers)}")
-        async with world.client:
-            await world.ask()
-            assert world.joined
+        scenario = LoopScenario(
+            f"rediss://localhost:{port}/0?{trust.format(certificates=certificates)}"
+        )
+        async with scenario.client:
+            await scenario.ask()
+            assert scenario.joined
             server.ask("CLIENT", "KILL", "TYPE", "pubsub")
-            await until(lambda: not world.joined)
-            await until(lambda: world.joined)
-            await world.ask()
+            await until(lambda: not scenario.joined)
+            await until(lambda: scenario.joined)
+            await scenario.ask()
         assert len(made) == 1
         assert threading.main_thread() not in made
 
@@ -81,21 +83,22 @@ def test_certificates_are_read_once_and_not_on_the_loop(
 @pytest.mark.parametrize(
     ("host", "options", "text"),
     [("localhost", "", "not trusted: unable to get local issuer certificate"),
-     ("127.0.0.1", "ssl_ca_certs={papers}/ca.pem", "not trusted: IP address mismatch"),
-     ("localhost", "ssl_ca_certs={papers}/missing.pem", "cannot be read"),
-     ("localhost", "ssl_ca_certs={papers}/more", "an invalid cert"),
-     ("localhost", "ssl_certfile={papers}/server.pem&ssl_keyfile={papers}/ca.key", "invalid cert"),
+     ("127.0.0.1", "ssl_ca_certs={certificates}/ca.pem", "not trusted: IP address mismatch"),
+     ("localhost", "ssl_ca_certs={certificates}/missing.pem", "cannot be read"),
+     ("localhost", "ssl_ca_certs={certificates}/more", "an invalid cert"),
+     ("localhost", "ssl_certfile={certificates}/server.pem&ssl_keyfile={certificates}/ca.key",
+      "invalid cert"),
      ("localhost", "ssl_cert_reqs=hunter2", "redis-py cannot parse the URL")],
 )  # fmt: skip
-def test_what_is_wrong_with_certificates_is_an_error_at_start(
-    port: int, papers: Path, host: str, options: str, text: str
+def test_certificate_errors_are_errors_at_the_start(
+    port: int, certificates: Path, host: str, options: str, text: str
 ) -> None:
-    """Waiting would not help: warm-up and calls say what is wrong, and no request is sent."""
-    world = LoopScenario(f"rediss://{host}:{port}/0?{options.format(papers=papers)}")
-    run_loop_scenario(world.refuses(text))
+    """Waiting would not help: warm-up and calls name the problem, and no request is sent."""
+    scenario = LoopScenario(f"rediss://{host}:{port}/0?{options.format(certificates=certificates)}")
+    run_loop_scenario(scenario.refuses(text))
 
 
-def test_tls_asked_of_one_that_answers_without_is_an_error_at_start() -> None:
+def test_rediss_to_a_server_without_tls_is_an_error_at_the_start() -> None:
     """`rediss://` fails at the start if the server's response is not TLS."""
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -111,14 +114,14 @@ def test_tls_asked_of_one_that_answers_without_is_an_error_at_start() -> None:
     run_loop_scenario(scene())
 
 
-def test_tls_not_asked_of_one_that_insists_on_it_costs_no_call(port: int) -> None:
-    """It hangs up without a word, as a server may that is about to end: one event, no error."""
+def test_plain_redis_to_a_server_with_tls_fails_no_call(port: int) -> None:
+    """The server closes the connection, as a stopping server does: one warning, no error."""
 
     async def scene() -> None:
-        world = LoopScenario(f"redis://localhost:{port}/0")
-        async with world.client:
-            await world.ask()
-            assert not world.joined
-        assert len(await world.warnings()) == 1
+        scenario = LoopScenario(f"redis://localhost:{port}/0")
+        async with scenario.client:
+            await scenario.ask()
+            assert not scenario.joined
+        assert len(await scenario.warnings()) == 1
 
     run_loop_scenario(scene())

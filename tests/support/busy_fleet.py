@@ -42,21 +42,21 @@ class BusyFleet:
     async def __aexit__(self, *_: object) -> None:
         for worker in list(self.workers):
             self.kill(worker)
-            await worker.fleet.aclose()
+            await worker.coordinator.aclose()
 
     async def add(self, **numbers: Any) -> Worker:
         """Start a worker with a full queue."""
         worker = Worker(self.redis, **{**self._numbers, **numbers})
         self.workers.append(worker)
-        await worker.fleet.ready()
+        await worker.coordinator.ready()
         self._callers[worker] = [asyncio.create_task(self._call(worker)) for _ in range(6)]
         return worker
 
     def kill(self, worker: Worker) -> None:
-        """End a worker without a word to Redis."""
+        """End a worker without unregistering it in Redis."""
         self.workers.remove(worker)
-        worker.link.stuck = True
-        self.redis.doors[int(worker.fleet.worker.split("/")[1]) - 1].stuck = True
+        worker.connection.stuck = True
+        self.redis.factories[int(worker.coordinator.worker.split("/")[1]) - 1].stuck = True
         for caller in self._callers.pop(worker):
             caller.cancel()
 
@@ -64,11 +64,11 @@ class BusyFleet:
         """Break the connections of workers."""
         for worker in workers:
             with contextlib.suppress(KeyError):  # it was never connected
-                worker.link.break_off()
+                worker.connection.break_off()
 
     async def _call(self, worker: Worker) -> None:
         while True:
-            with worker.pacer.join() as slot:
+            with worker.limiter.join() as slot:
                 await slot.granted
                 slot.consume()
                 self.sent.append(now())

@@ -1,7 +1,7 @@
 """Fake Redis: the real Lua scripts on a store in memory, on the loop's time.
 
-`LuaStore` implements the dozen Redis commands that the scripts use; test_fleet_steps.py compares it
-with a real Redis. `FakeRedisCluster` adds latency, message loss and outages.
+`LuaStore` implements the dozen Redis commands that the scripts use; test_steps.py compares it with
+a real Redis. `FakeRedisCluster` adds latency, message loss and outages.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from resilient_imagen.distributed.store import StoreUnavailableError
 
 START = 1_760_000_000.0
 """The server's time when the loop's time is 0."""
-ADDRESS = Address.parse("redis://sea")
+ADDRESS = Address.parse("redis://fake")
 
 
 class LuaStore:
@@ -176,7 +176,7 @@ class LuaStore:
 
 
 class FakeRedisCluster:
-    """A network with one store, on the running loop's time.
+    """One store and the connections of all workers to it, on the running loop's time.
 
     Args:
         latency: Seconds one way.
@@ -192,10 +192,10 @@ class FakeRedisCluster:
         """Number of round trips, including pings and connects."""
         self.deliveries = 0
         """Number of published messages that reached a worker."""
-        self.links: list[FakeConnection] = []
-        self.links_of: dict[str, list[FakeConnection]] = {}
+        self.connections: list[FakeConnection] = []
+        self.connections_of: dict[str, list[FakeConnection]] = {}
         """All connections of each worker; the present one is last."""
-        self.doors: list[SeaDoor] = []
+        self.factories: list[FakeConnectionFactory] = []
         self.warnings: list[str] = []
         self.texts: list[str] = []
         """The texts of the warnings."""
@@ -207,14 +207,14 @@ class FakeRedisCluster:
             self.warnings.append(code)
             self.texts.append(text)
 
-        door = SeaDoor(self)
-        self.doors.append(door)
-        coordinator = door.fleet = RedisCoordinator(ADDRESS, warn, factory=door)
-        number = len(self.doors)
+        factory = FakeConnectionFactory(self)
+        self.factories.append(factory)
+        coordinator = factory.coordinator = RedisCoordinator(ADDRESS, warn, factory=factory)
+        number = len(self.factories)
         coordinator.worker = f"{host or f'host-{number}'}/{number}/0"
         return coordinator
 
-    async def cross(self) -> None:
+    async def round_trip(self) -> None:
         """Wait for a round trip."""
         self.trips += 1
         if not self.up:
@@ -224,7 +224,7 @@ class FakeRedisCluster:
     def stop(self) -> None:
         """Stop the server and break all connections."""
         self.up = False
-        for link in self.links:
+        for link in self.connections:
             link.break_off()
 
     def restart(self, *, empty: bool) -> None:
@@ -233,21 +233,21 @@ class FakeRedisCluster:
         if empty:
             self.store.flush()
 
-    def spread(self) -> None:
+    def deliver(self) -> None:
         """Deliver the published messages."""
         published, self.store.published = self.store.published, []
         for _, message in published:
-            for link in self.links:
+            for link in self.connections:
                 self.deliveries += 1
-                self.loop.call_later(self.latency, link.tell, message.encode())
+                self.loop.call_later(self.latency, link.receive, message.encode())
 
 
-class SeaDoor:
+class FakeConnectionFactory:
     """The `ConnectionFactory` of one worker."""
 
-    def __init__(self, sea: FakeRedisCluster) -> None:
-        self.sea = sea
-        self.fleet: RedisCoordinator | None = None
+    def __init__(self, redis: FakeRedisCluster) -> None:
+        self.redis = redis
+        self.coordinator: RedisCoordinator | None = None
         self.refuses: Exception | None = None
         """The error to raise instead of opening a connection."""
         self.takes = 0.0
@@ -260,25 +260,27 @@ class SeaDoor:
 
     async def open(self) -> FakeConnection:
         await asyncio.sleep(self.takes)
-        await self.sea.cross()
+        await self.redis.round_trip()
         if self.refuses is not None:
             raise self.refuses
-        link = FakeConnection(self.sea)
+        link = FakeConnection(self.redis)
         link.stuck = self.stuck
-        self.sea.links.append(link)
-        if self.fleet is not None:
-            self.sea.links_of.setdefault(self.fleet.worker, []).append(link)
+        self.redis.connections.append(link)
+        if self.coordinator is not None:
+            self.redis.connections_of.setdefault(self.coordinator.worker, []).append(link)
         return link
 
 
 class FakeConnection:
-    """One worker's connection. `deaf`: published messages get lost; `stuck`: it never answers."""
+    """The connection of one worker."""
 
-    def __init__(self, sea: FakeRedisCluster) -> None:
-        self.sea = sea
-        self.deaf = False
+    def __init__(self, redis: FakeRedisCluster) -> None:
+        self.redis = redis
+        self.drops_messages = False
+        """Whether published messages get lost."""
         self.stuck = False
-        self.steps_only_lost = False
+        """Whether it never answers."""
+        self.drops_answers = False
         """Whether scripts run, but their answers get lost."""
         self._news: asyncio.Queue[bytes | StoreUnavailableError | None] = asyncio.Queue()
         self._broken = False
@@ -288,15 +290,15 @@ class FakeConnection:
             await asyncio.Event().wait()
         if self._broken:
             raise StoreUnavailableError("ConnectionError")
-        self.sea.trips += 1
-        await asyncio.sleep(self.sea.latency)
+        self.redis.trips += 1
+        await asyncio.sleep(self.redis.latency)
         if self._broken:
             raise StoreUnavailableError("ConnectionError")
-        answers = [self.sea.store.take(step) for step in steps]
-        self.sea.spread()
-        if self.steps_only_lost:
+        answers = [self.redis.store.take(step) for step in steps]
+        self.redis.deliver()
+        if self.drops_answers:
             await asyncio.Event().wait()
-        await asyncio.sleep(self.sea.latency)
+        await asyncio.sleep(self.redis.latency)
         if self._broken:
             raise StoreUnavailableError("ConnectionError")
         return answers
@@ -308,12 +310,12 @@ class FakeConnection:
         return news
 
     async def ping(self) -> None:
-        self.sea.trips += 1
+        self.redis.trips += 1
         if not (self.stuck or self._broken):
             self._news.put_nowait(None)
 
-    def tell(self, message: bytes) -> None:
-        if not (self.deaf or self.stuck or self._broken):
+    def receive(self, message: bytes) -> None:
+        if not (self.drops_messages or self.stuck or self._broken):
             self._news.put_nowait(message)
 
     def break_off(self) -> None:
@@ -322,8 +324,8 @@ class FakeConnection:
 
     async def aclose(self) -> None:
         self._broken = True
-        if self in self.sea.links:
-            self.sea.links.remove(self)
+        if self in self.redis.connections:
+            self.redis.connections.remove(self)
 
 
 def _text(value: Any) -> str:

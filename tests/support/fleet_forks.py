@@ -30,7 +30,7 @@ def live(scenario: LoopScenario, number: int, together: Any, results: Any) -> No
             await scenario.client.warm_up()
             await meet()
             if number == 0:
-                await scenario.outage()
+                await scenario.open_breaker()
             await until(lambda: scenario.state == "open")
             scenario.google.latency = PROBE
             scenario.google.sent.clear()

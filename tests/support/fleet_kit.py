@@ -23,7 +23,7 @@ class Worker:
 
     def __init__(
         self,
-        sea: FakeRedisCluster,
+        redis: FakeRedisCluster,
         *,
         per_minute: float = 6000,
         slots: int = 4,
@@ -31,41 +31,41 @@ class Worker:
         host: str = "",
         **numbers: Any,
     ) -> None:
-        self.sea = sea
-        self.fleet = sea.coordinator(host)
+        self.redis = redis
+        self.coordinator = redis.coordinator(host)
         config = BreakerConfig(**{"reset_timeout": 60.0, **numbers})
-        self.gate = RedisCircuitBreaker(
-            "google:pro", config, coordinator=self.fleet, random=lambda: 0.0
+        self.breaker = RedisCircuitBreaker(
+            "google:pro", config, coordinator=self.coordinator, random=lambda: 0.0
         )
-        self.pacer = RedisRateLimiter(
+        self.limiter = RedisRateLimiter(
             "google",
-            coordinator=self.fleet,
+            coordinator=self.coordinator,
             max_concurrent=slots,
             per_minute=per_minute,
             burst=burst,
         )
 
     @property
-    def link(self) -> FakeConnection:
+    def connection(self) -> FakeConnection:
         """Return the current connection."""
-        mine = self.sea.links_of[self.fleet.worker]
+        mine = self.redis.connections_of[self.coordinator.worker]
         return mine[-1]
 
     @property
     def state(self) -> str:
-        return self.gate.metrics().state.value
+        return self.breaker.metrics().state.value
 
     async def admit(self) -> Permit | Rejection:
         """Acquire a permit as the pipeline does: before the queue, and again after it."""
-        permit = self.gate.try_acquire_early()
+        permit = self.breaker.try_acquire_early()
         if isinstance(permit, Rejection):
             return permit
-        with self.pacer.join() as ticket:
+        with self.limiter.join() as ticket:
             await ticket.granted
             if permit is not None and permit.stale:
                 permit.settle(BreakerOutcome.NEUTRAL)
                 permit = None
-            answer = permit or self.gate.acquire()
+            answer = permit or self.breaker.acquire()
             if isinstance(answer, Permit):
                 ticket.consume()
                 answer.begin()
@@ -92,17 +92,17 @@ class Worker:
 
 @contextlib.asynccontextmanager
 async def started_workers(
-    sea: FakeRedisCluster, count: int, **numbers: Any
+    redis: FakeRedisCluster, count: int, **numbers: Any
 ) -> AsyncIterator[list[Worker]]:
     """Provide ``count`` connected workers."""
-    workers = [Worker(sea, **numbers) for _ in range(count)]
+    workers = [Worker(redis, **numbers) for _ in range(count)]
     try:
         for worker in workers:
-            await worker.fleet.ready()
+            await worker.coordinator.ready()
         yield workers
     finally:
         for worker in workers:
-            await worker.fleet.aclose()
+            await worker.coordinator.aclose()
 
 
 def run_with_fake_redis(
@@ -116,7 +116,7 @@ def run_with_fake_redis(
     return run_guarded(main())
 
 
-async def news() -> None:
+async def messages_delivered() -> None:
     """Wait until messages have reached all workers, but less than a heartbeat."""
     await asyncio.sleep(0.05)
 
@@ -125,14 +125,14 @@ def states(workers: list[Worker]) -> set[str]:
     return {worker.state for worker in workers}
 
 
-async def outage(workers: list[Worker]) -> None:
+async def open_breaker(workers: list[Worker]) -> None:
     """Open the shared breaker for 60 seconds."""
     await workers[0].fail(3)
-    await news()
+    await messages_delivered()
     assert states(workers) == {"open"}
 
 
-async def opening_over(workers: list[Worker]) -> None:
+async def wait_until_probe_is_due(workers: list[Worker]) -> None:
     """Open the shared breaker, and wait until it is due for a probe."""
-    await outage(workers)
+    await open_breaker(workers)
     await asyncio.sleep(60.1)

@@ -37,7 +37,7 @@ class StallWatch(selectors.DefaultSelector):
         if time.monotonic() - self._looked > FRESH:
             self._waits, self._looked = _waits(), time.monotonic()
         self._computed = time.thread_time()
-        self._began = time.monotonic()  # last, so that all that follows is in the other two
+        self._began = time.monotonic()  # last: includes the time of _waits()
         return events
 
     def _note(self, busy: float) -> None:
@@ -55,6 +55,6 @@ def _waits() -> Mapping[str, float]:
         try:
             _, waited, _ = (THREADS / thread / "schedstat").read_bytes().split()
         except OSError:
-            continue  # it has ended meanwhile
+            continue  # the thread has ended
         found[thread] = int(waited) / 1e9
     return found

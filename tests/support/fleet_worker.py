@@ -26,7 +26,7 @@ from fleet_stalls import StallWatch
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
 import resilient_imagen.distributed.redis_breaker
-import resilient_imagen.distributed.redis_limiter  # noqa: F401 - modules are compiled where nobody waits
+import resilient_imagen.distributed.redis_limiter  # noqa: F401 - compile modules before measurements
 from resilient_imagen import ImageClient, ImageGenerationError, Settings
 from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry.events import (

@@ -34,7 +34,7 @@ class LoopScenario:
     async def ask(self) -> None:
         await self.client.generate("a lighthouse")
 
-    async def outage(self) -> None:
+    async def open_breaker(self) -> None:
         """Open the breaker by three calls to an overloaded Google."""
         self.google.fail(Reason.OVERLOADED, status=503, latency=0, times=3)
         for _ in range(3):

@@ -46,13 +46,13 @@ class WorkerProcess:
             text=True,
         )
 
-    def say(self, **command: Any) -> None:
+    def send(self, **command: Any) -> None:
         assert self._process.stdin is not None
         self._number += 1
         self._process.stdin.write(json.dumps({"number": self._number, **command}) + "\n")
         self._process.stdin.flush()
 
-    def hear(self) -> dict[str, Any]:
+    def receive(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         while line := self._process.stdout.readline():
             answer: dict[str, Any] = json.loads(line)
@@ -85,14 +85,14 @@ class WorkerGroup:
         *,
         url: str | None = None,
         traced: bool = False,
-        odd: Mapping[str, Any] | None = None,
+        every_second: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> list[float]:
         """Open a new client in each worker, in a new namespace, with a healthy Google.
 
         Args:
             url: The URL of Redis, if it is not the group's own.
-            odd: Other settings of every second worker.
+            every_second: Other settings of every second worker.
             settings: The settings of all workers.
 
         Return the longest stall of each worker's loop in seconds.
@@ -103,8 +103,8 @@ class WorkerGroup:
         self.url = name
         self._settings = {"ipm": 60_000, "max_retries": 0, "redis_url": name, **settings}
         for worker in self.workers:
-            more = odd if odd and worker.index % 2 else {}
-            worker.say(do="open", settings={**self._settings, **more}, traced=traced)
+            more = every_second if every_second and worker.index % 2 else {}
+            worker.send(do="open", settings={**self._settings, **more}, traced=traced)
         opened = self.reports()
         assert all(each["joined"] for each in opened)
         self.google.google.forget()
@@ -115,15 +115,15 @@ class WorkerGroup:
     ) -> None:
         """Let all workers request images; they wait `rest` seconds after a failed call."""
         for worker in self.workers:
-            worker.say(do="load", callers=callers, seconds=seconds, pause=pause, rest=rest)
+            worker.send(do="load", callers=callers, seconds=seconds, pause=pause, rest=rest)
 
     def reports(self) -> list[dict[str, Any]]:
-        return [worker.hear() for worker in self.workers]
+        return [worker.receive() for worker in self.workers]
 
     def close(self) -> None:
         """Close the clients of all workers."""
         for worker in self.workers:
-            worker.say(do="close")
+            worker.send(do="close")
         self.reports()
 
     def replace(self, index: int) -> WorkerProcess:
@@ -134,13 +134,13 @@ class WorkerGroup:
     def reopen(self, *workers: WorkerProcess) -> None:
         """Open a new client with the same settings in some workers."""
         for worker in workers:
-            worker.say(do="open", settings=self._settings)
-        assert all(worker.hear()["joined"] for worker in workers)
+            worker.send(do="open", settings=self._settings)
+        assert all(worker.receive()["joined"] for worker in workers)
 
     def start(self, index: int) -> WorkerProcess:
         """Start a new worker in the place of a killed one, with the same settings."""
         self.workers[index] = WorkerProcess(self.google.google_url, index)
-        self.workers[index].say(do="open", settings=self._settings)
+        self.workers[index].send(do="open", settings=self._settings)
         return self.workers[index]
 
     @property
@@ -157,11 +157,11 @@ class WorkerGroup:
 def worker_group(size: int) -> Iterator[WorkerGroup]:
     """Run ``size`` worker processes during the block."""
     with redis_server() as redis, BackgroundEmulator(Emulator(picture="tiny")) as google:
-        crew = WorkerGroup(google, redis, size)
+        group = WorkerGroup(google, redis, size)
         try:
-            yield crew
+            yield group
         finally:
-            for worker in crew.workers:
+            for worker in group.workers:
                 worker.kill()
 
 
