@@ -90,7 +90,7 @@ def test_a_call_that_returns_is_a_success() -> None:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
 )
-def test_every_way_out_is_judged_and_passed_on_as_it_is(
+def test_every_exception_votes_by_its_type_and_is_raised_unchanged(
     error: BaseException, calls: int, failures: int, consecutive: int
 ) -> None:
     """The same exception object reaches the caller, and votes by its type."""
@@ -112,7 +112,7 @@ def test_every_way_out_is_judged_and_passed_on_as_it_is(
     assert breaker.metrics().consecutive == consecutive
 
 
-def test_our_own_errors_carry_cause_text_and_hint() -> None:
+def test_errors_of_the_library_provide_cause_summary_and_hint() -> None:
     """Cause, summary and hint of an error appear in later rejections."""
     breaker, _ = make_breaker(fail_max=1)
     error = RateLimitedError(retry_after=42.0, status=429, status_word="RESOURCE_EXHAUSTED")
@@ -176,7 +176,7 @@ def test_classify_never_sees_a_cancellation() -> None:
     assert breaker.metrics().window_calls == 0
 
 
-def test_a_classify_that_raises_hides_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_classify_that_raises_does_not_hide_the_error(caplog: pytest.LogCaptureFixture) -> None:
     """If `classify` raises, the call's error propagates, and the place is freed without a vote."""
     breaker, clock = opened()
     clock.pass_(60.0)

@@ -1,4 +1,4 @@
-"""An operator's holds: kept open or closed for a time, or closed at once."""
+"""Orders of an operator that hold a breaker open or closed for a time, or close it at once."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from resilient_imagen.reasons import BreakerOutcome
 OPEN, CLOSED = Hold(opens=True, until=30.0), Hold(opens=False, until=30.0)
 
 
-def test_held_open_rejects_all_calls_and_says_for_how_long() -> None:
-    """The rejection has no cause, because nothing failed, and the time until the order ends."""
+def test_a_breaker_held_open_rejects_all_calls_until_the_order_ends() -> None:
+    """The rejection has the time until the order ends, and no cause, because nothing failed."""
     breaker, clock = make_breaker()
     breaker.hold(OPEN)
     clock.pass_(10.0)
@@ -41,8 +41,8 @@ def test_held_open_rejects_all_calls_and_says_for_how_long() -> None:
     assert "held" not in breaker.snapshot()
 
 
-def test_a_hold_whose_time_is_over_still_rejects_until_it_is_removed() -> None:
-    """The end is the client's to announce; the wait is 0 then, never negative."""
+def test_an_expired_hold_rejects_until_it_is_removed() -> None:
+    """The client removes the hold; until then rejections have a wait of 0, never a negative one."""
     breaker, clock = make_breaker()
     breaker.hold(OPEN)
     clock.pass_(31.0)
@@ -50,7 +50,7 @@ def test_a_hold_whose_time_is_over_still_rejects_until_it_is_removed() -> None:
 
 
 def test_calls_in_flight_are_counted_while_it_is_held_open() -> None:
-    """Afterwards the breaker is in the state that its outcomes lead to."""
+    """After the hold the breaker is in the state to which the outcomes of those calls lead."""
     breaker, _ = make_breaker(fail_max=2)
     calls = [let_in(breaker) for _ in range(2)]
     breaker.hold(OPEN)
@@ -60,8 +60,8 @@ def test_calls_in_flight_are_counted_while_it_is_held_open() -> None:
     assert refused(breaker).cause == "overloaded"
 
 
-def test_the_local_switch_has_precedence() -> None:
-    """`force_open` outlasts an order, and has no known end."""
+def test_force_open_takes_precedence_over_an_order() -> None:
+    """`force_open` stays in force after an order ends, and has no known end."""
     breaker, _ = make_breaker()
     breaker.hold(CLOSED)
     breaker.force_open = True
@@ -72,7 +72,7 @@ def test_the_local_switch_has_precedence() -> None:
 
 
 def test_held_closed_admits_calls_that_the_breaker_would_reject() -> None:
-    """It goes on deciding without effect, and takes over when the hold ends."""
+    """The state machine continues without effect, and its state applies when the hold ends."""
     breaker, clock = opened()
     seen = changes(breaker)
     breaker.hold(CLOSED)
@@ -87,7 +87,7 @@ def test_held_closed_admits_calls_that_the_breaker_would_reject() -> None:
 
 
 def test_a_probe_that_succeeds_while_held_closed_closes_it() -> None:
-    """The first call after the open period is a probe without a probe's limits."""
+    """The first call after the open period is a probe, but the limit on probes does not apply."""
     breaker, clock = opened()
     breaker.hold(CLOSED)
     clock.pass_(61.0)
@@ -97,8 +97,10 @@ def test_a_probe_that_succeeds_while_held_closed_closes_it() -> None:
 
 
 @pytest.mark.parametrize("even", [False, True])
-def test_held_closed_stops_at_a_fatal_failure(even: bool) -> None:
-    """A used-up quota opens it, before or during the hold, unless the order includes that."""
+def test_a_fatal_failure_ends_held_closed(even: bool) -> None:
+    """An exhausted quota before or during the hold opens the breaker, unless the order includes
+    fatal failures.
+    """
     breaker, _ = make_breaker(reset_max=600.0)
     breaker.hold(Hold(opens=False, until=30.0, even_if_fatal=even))
     outcome(breaker, BreakerOutcome.TRIP, cause="quota_exhausted")
@@ -110,7 +112,7 @@ def test_held_closed_stops_at_a_fatal_failure(even: bool) -> None:
 
 
 def test_a_fatal_failure_that_lengthens_an_open_period_ends_the_held_state() -> None:
-    """The state that callers see changes with the cause, although the breaker was open already."""
+    """The visible state changes to open, although the state machine was open already."""
     breaker, _ = make_breaker(fail_max=1)
     late = let_in(breaker)
     breaker.hold(CLOSED)
@@ -120,8 +122,8 @@ def test_a_fatal_failure_that_lengthens_an_open_period_ends_the_held_state() -> 
     assert refused(breaker).cause == "unauthenticated"
 
 
-def test_a_breaker_that_is_off_cannot_be_held_closed_but_open() -> None:
-    """In mode off it never rejects by itself; an order still does."""
+def test_a_breaker_in_mode_off_can_be_held_open_only() -> None:
+    """In mode off the breaker rejects only by an order."""
     breaker, _ = make_breaker(mode=BreakerMode.OFF)
     breaker.hold(CLOSED)
     assert breaker.allows_calls()
@@ -129,8 +131,8 @@ def test_a_breaker_that_is_off_cannot_be_held_closed_but_open() -> None:
     assert not breaker.allows_calls()
 
 
-def test_close_closes_now_and_it_may_trip_again() -> None:
-    """Counts start from zero, as after a successful probe."""
+def test_close_resets_the_counts() -> None:
+    """After `close` the breaker trips again at its threshold, as after a successful probe."""
     breaker, _ = opened()
     seen = changes(breaker)
     assert breaker.close()
@@ -140,24 +142,24 @@ def test_close_closes_now_and_it_may_trip_again() -> None:
     assert seen == [("open", "closed"), ("closed", "open")]
 
 
-def test_close_ends_the_round_of_probes() -> None:
-    """A probe in flight has no vote any more."""
+def test_close_ends_the_half_open_state() -> None:
+    """The vote of a probe in flight no longer counts."""
     breaker, _, probe = half_open()
     assert breaker.close()
     assert probe.settle(BreakerOutcome.FAILURE).counted == "stale"
     assert breaker.metrics().state == "closed"
 
 
-def test_close_leaves_counts_of_a_closed_breaker_alone() -> None:
-    """There is nothing to close, and a failing service stays as near to a trip as it was."""
+def test_close_keeps_the_counts_of_a_closed_breaker() -> None:
+    """A failing service is as near to a trip as before."""
     breaker, _ = make_breaker()
     fail(breaker, 2)
     assert breaker.close()
     assert breaker.metrics().consecutive == 2
 
 
-def test_close_needs_a_word_for_a_fatal_failure() -> None:
-    """A refused key is not cured by another request."""
+def test_close_after_a_fatal_failure_must_be_explicit() -> None:
+    """A rejected key stays rejected, so `close` must name such failures explicitly."""
     breaker, _ = make_breaker()
     outcome(breaker, BreakerOutcome.TRIP, cause="unauthenticated")
     assert not breaker.close()
@@ -172,10 +174,10 @@ ACTIONS = st.sampled_from(
 
 
 @given(st.lists(ACTIONS, max_size=30))
-def test_a_hold_never_changes_what_the_breaker_counts(actions: list[str]) -> None:
-    """A held breaker and one that is never held agree again as soon as the hold ends.
+def test_a_hold_does_not_change_the_counts(actions: list[str]) -> None:
+    """A held breaker and one that is never held have the same state as soon as the hold ends.
 
-    Both get the same outcomes, of the calls that both admit.
+    Both get the same outcomes of the calls that both admit.
     """
     held, clock = make_breaker(fail_max=2)
     free, _ = make_breaker(clock, fail_max=2)

@@ -283,7 +283,7 @@ def test_no_event_is_lost_or_out_of_order_among_threads() -> None:
     assert transitions[-1].to_state == breaker.metrics().state
 
 
-def test_listeners_are_no_part_of_the_state() -> None:
+def test_listeners_do_not_affect_the_state() -> None:
     """A listener that always raises does not change the final state."""
 
     def run(breaker: CircuitBreaker) -> BreakerMetrics:
@@ -333,7 +333,7 @@ def test_a_slow_listener_delays_no_call_and_receives_all_in_order() -> None:
     ]
 
 
-def test_a_coroutine_function_is_no_listener() -> None:
+def test_a_coroutine_function_is_rejected_as_a_listener() -> None:
     """A coroutine function is rejected at `subscribe`, because it would never be awaited."""
     breaker, _ = make_breaker()
 

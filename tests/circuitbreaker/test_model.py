@@ -63,17 +63,17 @@ class BreakerMachine(RuleBasedStateMachine):
     """Applies the same random steps to a breaker and to the oracle."""
 
     @initialize(config=CONFIGS, jitter=st.sampled_from([0.0, 0.5, 1.0]))
-    def begin_life(self, config: BreakerConfig, jitter: float) -> None:
+    def start(self, config: BreakerConfig, jitter: float) -> None:
         self.clock = HandClock()
         self.breaker = CircuitBreaker("google:pro", config, random=lambda: jitter, clock=self.clock)
         self.oracle = BreakerOracle(config, jitter)
         self.config = config
         self.calls: list[tuple[Permit, Call]] = []
         self.transitions: list[tuple[str, str, bool]] = []
-        self.breaker.subscribe(self.hear, inline=True)
+        self.breaker.subscribe(self.record_transition, inline=True)
         self.half_open_steps = self.hints_lengthened = 0
 
-    def hear(self, transition: Transition) -> None:
+    def record_transition(self, transition: Transition) -> None:
         self.transitions.append(
             (transition.from_state.value, transition.to_state.value, transition.shadow)
         )
@@ -164,7 +164,7 @@ class BreakerMachine(RuleBasedStateMachine):
         self.clock.pass_(seconds)
 
     @rule(hair=st.sampled_from([-0.25, 0.0, 0.0, 0.25]))
-    def pass_to_the_next_moment(self, hair: float) -> None:
+    def advance_to_next_timeout(self, hair: float) -> None:
         """Advance to the next timed change, a little before it, or after it."""
         self.step()
         moments = [when for when, _, _ in self.oracle.pending()]
@@ -218,7 +218,7 @@ class BreakerMachine(RuleBasedStateMachine):
         what=st.sampled_from(["trip", "force", "free", "numbers", "mode"] + [""] * 10),
         data=st.data(),
     )
-    def interfere(self, what: str, data: st.DataObject) -> None:
+    def operate(self, what: str, data: st.DataObject) -> None:
         now = self.step()
         if what == "trip":
             hint = data.draw(HINTS)
@@ -279,7 +279,7 @@ class BreakerMachine(RuleBasedStateMachine):
             target(float(self.hints_lengthened), label="late news during a hint")
 
 
-def live(examples: int) -> None:
+def run_machine(examples: int) -> None:
     """Run this many sequences of up to a hundred steps each."""
     run_state_machine_as_test(
         BreakerMachine,
@@ -297,7 +297,7 @@ def test_random_steps_follow_the_specification() -> None:
     """Some 20 000 random steps, many of them in half-open, show no difference."""
     STEPS.clear()
     STRAGGLERS.clear()
-    live(examples=230)
+    run_machine(examples=230)
 
     assert STEPS.total() >= 20_000, STEPS
     assert STEPS["half_open"] >= 0.15 * STEPS.total(), STEPS
@@ -311,7 +311,7 @@ def test_many_random_steps_follow_the_specification() -> None:
     """At least 200 000 random steps show no difference."""
     STEPS.clear()
     while STEPS.total() < 200_000:
-        live(examples=500)
+        run_machine(examples=500)
 
     print(f"steps by the state they found: {dict(STEPS)}")  # noqa: T201 - the measured share
     assert STEPS["half_open"] >= 0.15 * STEPS.total(), STEPS

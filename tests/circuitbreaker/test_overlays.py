@@ -37,7 +37,7 @@ def modes(**numbers: Any) -> dict[BreakerMode, BreakerConfig]:
 # Off
 
 
-def test_off_lets_everything_through_and_counts_nothing() -> None:
+def test_mode_off_admits_all_calls_and_counts_nothing() -> None:
     """In mode off, all calls pass and no count changes."""
     breaker, _ = make_breaker(mode=BreakerMode.OFF)
     before = breaker.metrics()
@@ -111,7 +111,7 @@ def test_switching_off_frees_the_places_of_probes() -> None:
 # Shadow
 
 
-def test_shadow_decides_reports_and_lets_through() -> None:
+def test_shadow_mode_reports_transitions_and_rejects_no_call() -> None:
     """In shadow mode the breaker changes state and reports it, but rejects no call."""
     breaker, clock = make_breaker(mode=BreakerMode.SHADOW)
     transitions: list[Transition] = []
@@ -163,7 +163,7 @@ def test_shadow_simulates_recovery_that_fails() -> None:
     assert [each.retry_after for each in transitions] == [None, 100.0]
 
 
-def test_what_the_shadow_learned_holds_when_it_is_switched_on() -> None:
+def test_the_state_of_shadow_mode_applies_when_it_is_switched_on() -> None:
     """Switching from shadow to on keeps the open state and reports it to listeners."""
     config = modes()
     breaker, clock = make_breaker(mode=BreakerMode.SHADOW)
@@ -202,7 +202,7 @@ def test_forced_open_rejects_in_every_mode(mode: BreakerMode) -> None:
     assert seen == [("closed", "forced_open"), ("forced_open", "closed")]
 
 
-def test_a_forced_rejection_is_not_blamed_on_an_old_failure() -> None:
+def test_a_forced_rejection_has_no_cause_of_an_earlier_failure() -> None:
     """A rejection by a forced-open breaker has no cause of an earlier outage."""
     breaker, _ = opened()
     assert refused(breaker).cause == "overloaded"
@@ -239,7 +239,7 @@ def test_requests_in_flight_still_count_under_force() -> None:
 # Other numbers
 
 
-def test_other_numbers_keep_the_counts_and_hold_from_the_next_failure() -> None:
+def test_reconfiguring_keeps_the_counts() -> None:
     """After a reconfiguration the counts stay, and the new limit applies to the next failure."""
     breaker, _ = make_breaker(fail_max=5, min_calls=100)
     fail(breaker, 2)
@@ -302,7 +302,7 @@ def test_more_places_let_more_probes_in() -> None:
     assert second.settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
 
 
-def test_another_probe_deadline_holds_for_the_probe_in_flight() -> None:
+def test_a_changed_probe_deadline_applies_to_the_probe_in_flight() -> None:
     """A probe older than a new, shorter deadline fails at the time of the change."""
     breaker, clock, _ = half_open(probe_deadline=61.0)
     clock.pass_(30.0)

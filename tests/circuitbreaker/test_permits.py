@@ -179,7 +179,7 @@ def test_the_closing_after_a_hint_has_the_hints_end_as_its_time() -> None:
     assert (closed.cause, closed.retry_after, closed.shadow) == (None, None, False)
 
 
-def test_a_hint_neither_adds_to_nor_resets_what_was_counted() -> None:
+def test_a_hint_does_not_change_the_counts() -> None:
     """A hint between failures changes neither the consecutive count nor the window."""
     breaker, clock = make_breaker(fail_max=3, min_calls=100)
     succeed(breaker)
@@ -291,7 +291,7 @@ def test_reading_a_due_breaker_does_not_start_a_round() -> None:
         (THROTTLED, 29.0),
     ],
 )
-def test_stragglers_of_the_closed_time_do_not_move_the_opening(
+def test_late_outcomes_do_not_change_the_open_period(
     verdict: BreakerOutcome, hint: float | None
 ) -> None:
     """Outcomes of requests begun before the opening are stale and change no number."""
@@ -311,7 +311,7 @@ def test_stragglers_of_the_closed_time_do_not_move_the_opening(
     ("verdict", "hint", "seconds"),
     [(THROTTLED, 45.0, 45.0), (THROTTLED, 5000.0, 600.0), (TRIP, None, 600.0), (TRIP, 7e3, 7e3)],
 )
-def test_a_straggler_with_news_lengthens_the_opening(
+def test_a_late_hint_or_fatal_failure_extends_the_open_period(
     verdict: BreakerOutcome, hint: float | None, seconds: float
 ) -> None:
     """A late hint or fatal failure sets a later end, with its own cause, and is still stale."""
@@ -332,8 +332,8 @@ def test_a_straggler_with_news_lengthens_the_opening(
     assert let_in(breaker).probe, "the failures that opened it still ask for a probe"
 
 
-def test_of_several_hints_in_flight_the_longest_holds() -> None:
-    """Whatever their order; the circuit is closed when the longest is over."""
+def test_the_longest_of_several_hints_applies() -> None:
+    """In any order, the circuit closes when the longest hint ends."""
     for hints in ([2.0, 30.0, 9.0], [30.0, 9.0, 2.0], [9.0, 2.0, 30.0]):
         breaker, clock = make_breaker()
         for permit, hint in zip([let_in(breaker) for _ in hints], hints, strict=True):
@@ -344,8 +344,11 @@ def test_of_several_hints_in_flight_the_longest_holds() -> None:
 
 
 @pytest.mark.parametrize("at", [0.0, 1.0])
-def test_a_fatal_failure_during_a_hint_ends_with_a_probe(at: float) -> None:
-    """The hint alone would have closed the circuit; a used-up quota wants to be seen gone."""
+def test_a_fatal_failure_during_a_hint_requires_a_probe(at: float) -> None:
+    """After the hint alone the circuit would have closed.
+
+    An exhausted quota needs a successful probe.
+    """
     breaker, clock = make_breaker(reset_max=600.0)
     straggler = let_in(breaker)
     outcome(breaker, THROTTLED, retry_after=600.0, cause="rate_limited")
@@ -357,8 +360,8 @@ def test_a_fatal_failure_during_a_hint_ends_with_a_probe(at: float) -> None:
     assert let_in(breaker).probe
 
 
-def test_a_hint_after_a_fatal_failure_does_not_let_it_close() -> None:
-    """An opening that waits for a probe may be lengthened by a hint, and still waits for it."""
+def test_a_hint_after_a_fatal_failure_still_requires_a_probe() -> None:
+    """A hint may extend an open period that needs a probe, but does not replace the probe."""
     breaker, clock = make_breaker(reset_max=600.0)
     straggler = let_in(breaker)
     breaker.open_for(10.0, cause="quota_exhausted", summary=None)
@@ -621,7 +624,7 @@ def test_a_hung_probe_found_late_failed_at_its_deadline() -> None:
     assert seen == [("half_open", "open"), ("open", "half_open")]
 
 
-def test_a_verdict_after_the_deadline_comes_too_late() -> None:
+def test_an_outcome_after_the_probes_deadline_does_not_count() -> None:
     """A success after the probe's deadline does not close, even without calls in between."""
     _, clock, probe = half_open(probe_deadline=61.0)
     clock.pass_(61.0)
@@ -632,7 +635,7 @@ def test_a_verdict_after_the_deadline_comes_too_late() -> None:
 
 
 def test_a_failure_has_the_origin_that_was_given_at_sending() -> None:
-    """Rejections report it, unless the failure was settled with another origin."""
+    """Rejections report this origin, unless the failure was settled with another one."""
     breaker, _ = make_breaker(fail_max=1)
     call = let_in(breaker)
     call.begin(origin="the request")
@@ -719,7 +722,7 @@ def test_a_reserved_probe_whose_state_is_over_is_stale() -> None:
     assert breaker.metrics().state is OPEN
 
 
-def test_a_place_given_up_and_settled_is_not_given_back_twice() -> None:
+def test_a_released_place_is_not_freed_twice() -> None:
     """A late neutral settlement of a probe that lost its place does not free another's place."""
     breaker, clock = opened(probe_deadline=61.0)
     clock.pass_(60.0)

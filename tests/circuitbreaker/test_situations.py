@@ -1,4 +1,4 @@
-"""The eight situations in which other circuit breakers for asyncio fail, each on our breaker.
+"""Eight situations in which other circuit breakers for asyncio fail.
 
 They run on the loop, with real tasks and real cancellations.
 """

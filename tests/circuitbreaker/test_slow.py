@@ -1,4 +1,4 @@
-"""Slow calls: a call counts as a failure at the threshold, once, whatever its later outcome."""
+"""Slow calls: a call counts as a failure at the threshold, exactly once."""
 
 from __future__ import annotations
 
@@ -47,9 +47,7 @@ def test_slow_calls_found_late_count_at_their_own_moments_in_order() -> None:
     ("verdict", "counted"),
     [(each, "slow") for each in BreakerOutcome if each is not BreakerOutcome.TRIP],
 )
-def test_a_slow_call_counts_once_whatever_it_says_later(
-    verdict: BreakerOutcome, counted: str
-) -> None:
+def test_a_slow_call_counts_once(verdict: BreakerOutcome, counted: str) -> None:
     """The later outcome of a slow call changes no count."""
     breaker, clock = make_breaker(slow_call=20.0, fail_max=100)
     call = let_in(breaker)
@@ -108,9 +106,7 @@ def test_beginning_again_counts_from_then() -> None:
 
 
 @pytest.mark.parametrize(("hint", "length"), [(None, 600.0), (900.0, 900.0)])
-def test_a_slow_call_that_finds_the_quota_gone_still_trips(
-    hint: float | None, length: float
-) -> None:
+def test_a_slow_call_with_an_exhausted_quota_still_trips(hint: float | None, length: float) -> None:
     """A slow call has used its vote, but an exhausted quota still trips the breaker."""
     breaker, clock = make_breaker(slow_call=20.0, fail_max=100)
     call = let_in(breaker)
@@ -269,7 +265,7 @@ def test_a_timer_detects_slow_calls() -> None:
     assert now == pytest.approx(122.0)
 
 
-def test_what_was_answered_in_time_is_not_slow_for_a_threshold_set_later() -> None:
+def test_a_call_answered_before_the_threshold_was_set_is_not_slow() -> None:
     """A call answered before the threshold was set is not slow."""
     breaker, clock = make_breaker()
     answered, silent = let_in(breaker), let_in(breaker)

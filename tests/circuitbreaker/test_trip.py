@@ -75,7 +75,7 @@ def test_window_of_a_clock_below_zero_counts_too() -> None:
     assert window.calls == 0
 
 
-def test_clearing_forgets_everything_and_counting_goes_on() -> None:
+def test_clear_drops_all_earlier_outcomes() -> None:
     """After `clear` only later outcomes count."""
     window = Window(60.0)
     window.add(100.0, failed=True)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def loop_breaker(**numbers: object) -> CircuitBreaker:
-    """A breaker on the running loop's time, without jitter."""
+    """Return a breaker on the running loop's time, without jitter."""
     return CircuitBreaker("google:pro", BreakerConfig(**numbers), random=lambda: 0.0)  # type: ignore[arg-type]
 
 
@@ -146,7 +146,7 @@ def test_every_change_of_state_wakes() -> None:
     run_virtual(scenario())
 
 
-def test_a_cancelled_waiter_is_forgotten_and_disturbs_no_other() -> None:
+def test_a_cancelled_waiter_is_removed() -> None:
     """After 99 of 100 waiters are cancelled, no state of them is left, and the last is woken."""
 
     async def scenario() -> None:
@@ -189,7 +189,7 @@ def test_waiters_are_woken_in_the_order_they_came() -> None:
     assert run_virtual(scenario()) == [number for number in range(50) if number != 7]
 
 
-def test_changed_needs_a_loop() -> None:
+def test_wait_for_change_needs_a_loop() -> None:
     """`wait_for_change` outside a loop raises an error."""
     breaker, _ = make_breaker()
 
@@ -200,7 +200,7 @@ def test_changed_needs_a_loop() -> None:
 NO_LOOP = "^a breaker without a clock of its own needs a running loop$"
 
 
-def test_asking_without_a_loop_or_a_clock_is_an_error() -> None:
+def test_acquiring_without_a_loop_or_a_clock_is_an_error() -> None:
     """Without a loop and without a clock, acquiring raises an error that names what is missing."""
     breaker = loop_breaker()
 
@@ -227,7 +227,7 @@ def test_without_a_loop_the_time_is_that_of_the_last_call() -> None:
     assert breaker.metrics().retry_after == 60.0
 
 
-def test_state_goes_over_from_one_loop_to_the_next() -> None:
+def test_the_state_continues_on_the_next_loop() -> None:
     """On a new loop whose time begins at 0, the remaining open period continues."""
     breaker = loop_breaker(fail_max=1)
 
@@ -290,7 +290,7 @@ def test_time_between_two_loops_counts() -> None:
 
 
 @pytest.mark.parametrize("sent", [True, False])
-def test_a_probe_left_behind_by_a_closed_loop_frees_its_place(sent: bool) -> None:
+def test_a_probe_of_a_closed_loop_frees_its_place(sent: bool) -> None:
     """The probe of a closed loop frees its place without a failure; the next caller probes."""
     breaker = loop_breaker(fail_max=1, probe_deadline=61.0, slow_call=20.0)
     left_behind = []
@@ -332,7 +332,7 @@ def test_a_caller_waits_for_no_probe_of_a_closed_loop() -> None:
     run_virtual(second())
 
 
-def test_a_call_left_behind_by_a_closed_loop_is_never_slow() -> None:
+def test_a_call_of_a_closed_loop_never_becomes_slow() -> None:
     """A call of a closed loop does not become slow."""
     breaker = loop_breaker(fail_max=1, slow_call=20.0)
 
@@ -349,7 +349,7 @@ def test_a_call_left_behind_by_a_closed_loop_is_never_slow() -> None:
     run_virtual(second())
 
 
-def test_waiters_of_a_closed_loop_are_let_go_when_another_one_asks() -> None:
+def test_waiters_of_a_closed_loop_are_released_by_the_next_loop() -> None:
     """The next acquisition on another loop releases futures of a closed loop."""
     breaker = loop_breaker()
     loop = VirtualTimeLoop()
@@ -369,7 +369,7 @@ def test_waiters_of_a_closed_loop_are_let_go_when_another_one_asks() -> None:
     assert len(breaker._waiters) == 0
 
 
-def test_a_timer_left_on_another_loop_does_no_harm() -> None:
+def test_a_timer_of_another_loop_has_no_effect() -> None:
     """A timer on a loop that runs again later affects neither the breaker nor its new timer."""
     breaker = loop_breaker(slow_call=20.0)
     one, other = VirtualTimeLoop(), VirtualTimeLoop()
@@ -491,7 +491,7 @@ def test_an_injected_clock_works_on_a_loop() -> None:
     run_virtual(scenario())
 
 
-def test_threads_with_separate_loops_corrupt_nothing() -> None:
+def test_threads_with_separate_loops_may_share_a_breaker() -> None:
     """With four threads, every outcome counts once and the limit on probes holds."""
     breaker = loop_breaker(fail_max=10**9, min_calls=10**9, window=3600.0)
     rounds, errors = 2000, []
@@ -522,7 +522,7 @@ def test_threads_with_separate_loops_corrupt_nothing() -> None:
     assert breaker.snapshot()["window"]["failures"] == 2 * rounds
 
 
-def test_of_many_threads_at_once_only_the_probes_get_in() -> None:
+def test_the_limit_on_probes_holds_for_many_threads() -> None:
     """The limit on probes holds for simultaneous callers of several threads."""
     breaker, clock = opened(half_open_calls=3)
     clock.pass_(60.0)

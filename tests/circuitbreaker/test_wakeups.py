@@ -1,4 +1,4 @@
-"""A free probe's place wakes as many callers as there are places, and never leaves one waiting."""
+"""A freed place of a probe wakes as many callers as there are places, and no wake-up is lost."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def probes(breaker: CircuitBreaker, count: int) -> list[Permit]:
     return [each for each in found if isinstance(each, Permit)]
 
 
-async def settle_down() -> None:
-    """Run everything that needs no time."""
+async def run_ready_callbacks() -> None:
+    """Run all callbacks that need no time."""
     await asyncio.sleep(0.001)
 
 
@@ -93,16 +93,16 @@ def test_cancelled_probes_wake_one_caller_each() -> None:
         breaker = await due()
         (probe,) = probes(breaker, 1)
         callers = [Caller(breaker, breaker, "takes", "await") for _ in range(2000)]
-        await settle_down()
+        await run_ready_callbacks()
         for number in range(50):
             probe.settle(BreakerOutcome.NEUTRAL)
-            await settle_down()
+            await run_ready_callbacks()
             taken = callers[number].permit
             assert taken is not None
             probe = taken
         woken = [caller.woken for caller in callers]
         probe.settle(BreakerOutcome.SUCCESS)
-        await settle_down()
+        await run_ready_callbacks()
         assert all(caller.task.done() for caller in callers), "a verdict concerns all"
         assert errors == []
         return woken
@@ -119,9 +119,9 @@ def test_a_woken_caller_has_time_to_take_its_place(way: Way) -> None:
         (probe,) = probes(breaker, 1)
         probes(other, 1)
         callers = [Caller(breaker, other, "takes", way) for _ in range(3)]
-        await settle_down()
+        await run_ready_callbacks()
         probe.settle(BreakerOutcome.NEUTRAL)
-        await settle_down()
+        await run_ready_callbacks()
         assert [caller.woken for caller in callers] == [1, 0, 0]
         assert callers[0].permit is not None
         for caller in callers:
@@ -137,10 +137,10 @@ def test_places_that_are_freed_together_wake_as_many() -> None:
         breaker = await due(3)
         first, second, _ = probes(breaker, 3)
         callers = [Caller(breaker, breaker, "takes", "wait") for _ in range(10)]
-        await settle_down()
+        await run_ready_callbacks()
         first.settle(BreakerOutcome.NEUTRAL)
         second.settle(BreakerOutcome.REFUSED)
-        await settle_down()
+        await run_ready_callbacks()
         assert sum(caller.permit is not None for caller in callers) == 2
         assert sum(caller.woken for caller in callers) <= 3
         for caller in callers:
@@ -156,9 +156,9 @@ def test_a_woken_caller_that_does_not_take_its_place_hands_it_on_once() -> None:
         breaker = await due()
         (probe,) = probes(breaker, 1)
         lookers = [Caller(breaker, breaker, "looks", "await") for _ in range(100)]
-        await settle_down()
+        await run_ready_callbacks()
         probe.settle(BreakerOutcome.NEUTRAL)
-        await settle_down()
+        await run_ready_callbacks()
         assert [caller.woken for caller in lookers] == [1] * 100
         await asyncio.sleep(10.0)
         assert [caller.woken for caller in lookers] == [1] * 100
@@ -189,7 +189,7 @@ def test_no_place_is_free_while_a_caller_waits_for_one(
         held = probes(breaker, places)
         probes(other, 1)
         callers = [Caller(breaker, other, kind, way) for kind, way in crowd]
-        await settle_down()
+        await run_ready_callbacks()
         for round_ in endings:
             for verdict in round_:
                 for caller in callers:
@@ -197,7 +197,7 @@ def test_no_place_is_free_while_a_caller_waits_for_one(
                         caller.task.cancel()
                 if held:
                     held.pop(0).settle(verdict)
-            await settle_down()
+            await run_ready_callbacks()
             for caller in callers:
                 if caller.permit is not None:
                     held.append(caller.permit)
@@ -228,9 +228,9 @@ def test_a_stopped_loops_waiter_takes_no_wake_up() -> None:
         await asyncio.sleep(until - asyncio.get_running_loop().time())
         (probe,) = probes(breaker, 1)
         caller = Caller(breaker, breaker, "takes", "await")
-        await settle_down()
+        await run_ready_callbacks()
         probe.settle(BreakerOutcome.NEUTRAL)
-        await settle_down()
+        await run_ready_callbacks()
         assert caller.permit is not None
 
     try:
@@ -251,9 +251,9 @@ def test_a_place_freed_outside_any_loop_wakes_all() -> None:
         (probe,) = probes(breaker, 1)
         kinds: tuple[Kind, ...] = ("looks", "takes", "takes")
         callers = [Caller(breaker, breaker, kind, "await") for kind in kinds]
-        await settle_down()
+        await run_ready_callbacks()
         await asyncio.to_thread(probe.settle, BreakerOutcome.NEUTRAL)
-        await settle_down()
+        await run_ready_callbacks()
         assert [caller.woken for caller in callers] == [1, 1, 1]
         assert callers[1].permit is not None
         for caller in callers:
