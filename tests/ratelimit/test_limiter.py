@@ -51,7 +51,7 @@ def test_requests_are_evenly_spaced() -> None:
     assert [pytest.approx(6.0 * n, abs=1e-3) for n in range(8)] == sent
 
 
-def test_a_burst_leaves_together_after_a_quiet_time_and_no_more() -> None:
+def test_a_burst_starts_together_after_an_idle_time() -> None:
     """burst=3 starts three at once; the fourth keeps the pace."""
     sent = times_of(RateLimiter(max_concurrent=9, per_minute=10, burst=3), 5, busy=1)
 
@@ -112,7 +112,7 @@ def test_max_queue_zero_serves_callers_that_need_not_wait() -> None:
     run_virtual(main())
 
 
-def test_a_place_that_was_not_spent_goes_back() -> None:
+def test_an_unused_place_is_returned() -> None:
     """A caller that leaves after its grant, without a request, does not delay the next one."""
 
     async def main() -> None:
@@ -166,7 +166,7 @@ def test_a_cancelled_caller_that_was_just_granted_leaves_nothing_behind() -> Non
     run_virtual(main())
 
 
-def test_successive_loops_share_the_pace_and_no_dead_callers() -> None:
+def test_callers_of_a_closed_loop_do_not_block_the_next_loop() -> None:
     """The slots and waiting callers of a closed loop do not block the next loop."""
     limiter = RateLimiter(max_concurrent=1, per_minute=600_000)
 
@@ -345,7 +345,7 @@ def test_shortest_wait_counts_slots_where_a_latency_is_known() -> None:
     burst=st.integers(1, 3),
     latency=st.sampled_from([0.5, 7.0, 20.0, 90.0]),
 )
-def test_shortest_wait_is_what_a_newcomer_waits(
+def test_shortest_wait_is_the_wait_of_a_new_caller(
     arrivals: list[float], slots: int, per_minute: float, burst: int, latency: float
 ) -> None:
     """The estimate is exact for equal latencies, and with a burst never too long."""
@@ -387,9 +387,7 @@ Plan = list[tuple[float, float, float | None]]
     per_minute=st.sampled_from([6.0, 10.0, 60.0]),
     burst=st.integers(1, 3),
 )
-def test_whatever_callers_do_the_limits_hold_and_nothing_leaks(
-    plan: Plan, slots: int, per_minute: float, burst: int
-) -> None:
+def test_limits_hold_for_any_callers(plan: Plan, slots: int, per_minute: float, burst: int) -> None:
     """With random arrivals, durations and cancellations, limits hold and nothing leaks."""
     sent: list[float] = []
     limiter = RateLimiter(max_concurrent=slots, per_minute=per_minute, burst=burst)
