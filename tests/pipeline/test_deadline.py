@@ -15,7 +15,7 @@ NEVER = Deadline(math.inf)
 
 @dataclass
 class LaterRoute:
-    """The part of a route that a share of the deadline depends on."""
+    """The attributes of a later route that determine the share of the deadline."""
 
     timeout: float
     blocked_until: float = 0.0

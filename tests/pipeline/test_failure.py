@@ -1,4 +1,4 @@
-"""The class of a failed request: its reason, its vote, the error, and whether it may be billed."""
+"""Classification of failed requests: reason, vote, error, and whether a request may be billed."""
 
 from __future__ import annotations
 

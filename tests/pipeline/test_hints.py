@@ -1,4 +1,4 @@
-"""Whole calls, on virtual time: rate limits with a hint, and refusals while a service is down."""
+"""Rate limits with a hint, and refusals during an outage, in whole calls on virtual time."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def call_regularly(
     return served, sink
 
 
-def test_short_hints_cost_google_no_more_than_their_own_time() -> None:
+def test_short_hints_delay_calls_by_no_more_than_the_hint() -> None:
     """5 % of 429s with a hint of 2 s at 30 calls a minute: Google serves at least 94 of 100."""
     chance = random.Random(7)
 

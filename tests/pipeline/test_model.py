@@ -1,7 +1,7 @@
 """Compare the whole pipeline with rules from the specification, over random scenarios.
 
-Retry, breaker, timeout, deadline and fallback together: providers follow random scripts, callers
-come, wait, leave and set deadlines at random. What was really sent is then held against the rules.
+Providers follow random scripts, and callers arrive, wait, leave and set deadlines at random. The
+recorded requests are compared with rules for retry, breaker, timeout, deadline and fallback.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ CALLBACKS = [
 
 
 @pytest.mark.parametrize("callback", CALLBACKS, ids=lambda callback: callback.__name__)
-def test_its_failure_never_touches_the_generation(
+def test_a_failing_callback_does_not_affect_the_call(
     callback: Callable[[], object], caplog: pytest.LogCaptureFixture
 ) -> None:
     """A failing or slow ``on_start`` costs no time, leaves no task and is logged."""

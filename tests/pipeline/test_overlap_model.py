@@ -236,15 +236,7 @@ async def run_model(
     crowd: Sequence[Caller],
     closes_after: float | None,
 ) -> None:
-    """Let the callers loose, close the client, and check everything that is observed.
-
-    Args:
-        made: The settings.
-        scripts: What each route does.
-        crowd: The callers.
-        closes_after: Seconds after which the client is closed, infinite for as soon as the last
-            call has ended; None to wait for hedged probes as well.
-    """
+    """Run the callers, close the client, and check everything that is observed."""
     watched = Watched()
     by_provider: dict[str, dict[str, Sequence[Step]]] = {}
     for route, script in zip(made.routes, scripts, strict=True):

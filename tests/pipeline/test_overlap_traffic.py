@@ -1,4 +1,6 @@
-"""Traffic with overlap at its defaults: calm days, and a primary that hangs for half an hour."""
+"""Traffic with overlap at its defaults: days without failures, and a primary that hangs for
+half an hour.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,7 @@ async def send_traffic(
 
 
 @pytest.mark.parametrize("deadline", [60, 90, 105])
-def test_a_calm_day_of_mixed_resolutions_opens_no_circuit(deadline: float) -> None:
+def test_a_day_of_slow_large_images_opens_no_circuit(deadline: float) -> None:
     """Slow 2K and 4K images that exceed reserve or limit do not open a circuit."""
 
     async def main() -> None:

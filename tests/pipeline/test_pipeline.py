@@ -158,7 +158,7 @@ def test_after_the_reset_timeout_exactly_one_probe_is_sent() -> None:
     run_scenario(scene, max_concurrent=2000, ipm=900_000)
 
 
-def test_content_that_was_blocked_is_neither_retried_nor_sent_elsewhere() -> None:
+def test_blocked_content_is_neither_retried_nor_sent_elsewhere() -> None:
     """A refusal causes one request, one error and no vote."""
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -172,7 +172,7 @@ def test_content_that_was_blocked_is_neither_retried_nor_sent_elsewhere() -> Non
     run_scenario(scene)
 
 
-def test_a_refusal_by_the_fallback_is_not_lost_behind_the_outage() -> None:
+def test_a_refusal_by_the_fallback_is_raised_during_an_outage() -> None:
     """If Google is down and OpenAI refuses the prompt, the refusal is raised."""
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -361,7 +361,7 @@ def test_when_all_open_wait_does_not_outlast_the_deadline() -> None:
     run_scenario(scene, when_all_open="wait", **FAST)
 
 
-def test_the_last_usable_route_waits_for_the_probes_verdict() -> None:
+def test_the_last_usable_route_waits_for_the_probes_outcome() -> None:
     """With the other route open, a second caller waits for the probe and is served."""
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -410,7 +410,7 @@ def test_the_deadline_holds_to_the_moment() -> None:
     run_scenario(scene, **FAST)
 
 
-def test_a_queue_that_would_eat_the_reserve_goes_on_at_once() -> None:
+def test_a_caller_does_not_join_a_queue_that_uses_up_the_reserve() -> None:
     """A caller with a 30 s deadline does not queue 42 s for Google but goes on."""
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -432,7 +432,7 @@ def test_a_bounded_queue_sends_the_surplus_to_the_next_route() -> None:
     run_scenario(scene, ipm=10, openai_ipm=6000, max_queue=1)
 
 
-def test_a_saturated_only_route_says_so() -> None:
+def test_the_error_of_a_single_saturated_route_states_the_queue() -> None:
     """Without another route, the error states that the queue is full, and has retry_after."""
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -472,7 +472,7 @@ def test_widening_fallback_on_sends_refused_prompts_on() -> None:
     run_scenario(scene, fallback_on="content_blocked")
 
 
-def test_a_bug_in_a_provider_surfaces_as_what_it_is() -> None:
+def test_a_bug_in_a_provider_is_raised_unchanged() -> None:
     """A local error is raised unchanged, without a vote, a retry or a fallback."""
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -607,7 +607,7 @@ def test_a_providers_call_error_becomes_a_provider_error() -> None:
     run_scenario(scene, when_all_open="wait", **FAST)
 
 
-def test_a_passed_deadline_says_when_to_come_back() -> None:
+def test_the_deadline_error_has_retry_after() -> None:
     """The deadline error's retry_after is that of the first route that may serve again."""
 
     async def opened(scenario: PipelineScenario) -> None:

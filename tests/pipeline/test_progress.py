@@ -1,4 +1,4 @@
-"""Progress: every step of a call reaches its caller in order, and a callback affects nothing."""
+"""Progress: a caller receives every step of its call in order, and a callback affects nothing."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Previewing(FakeProvider):
 
 
 def test_a_call_that_succeeds_at_once_has_three_steps() -> None:
-    """The last one has the image."""
+    """The last event has the image."""
     seen: list[Progress] = []
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -76,8 +76,8 @@ def test_a_call_that_succeeds_at_once_has_three_steps() -> None:
     run_scenario(scene, **FAST)
 
 
-def test_a_call_that_queues_learns_its_place_and_its_wait() -> None:
-    """Places are counted from 1; the estimate is that of the limiter."""
+def test_a_queued_call_reports_its_position_and_wait() -> None:
+    """Positions are counted from 1, and the wait is the limiter's estimate."""
     seen: list[list[Progress]] = [[], [], []]
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -92,7 +92,7 @@ def test_a_call_that_queues_learns_its_place_and_its_wait() -> None:
 
 
 def test_retries_and_the_fallback_have_their_reasons() -> None:
-    """Each retry names its wait; the fallback names the next route."""
+    """Each retry has its back-off and reason, and the fallback the next route and the reason."""
     seen: list[Progress] = []
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -115,7 +115,7 @@ def test_retries_and_the_fallback_have_their_reasons() -> None:
 
 
 def test_a_skipped_route_is_a_fallback() -> None:
-    """An open circuit sends nothing to the first route."""
+    """A first route with an open circuit gets no request, and is reported as a fallback."""
     seen: list[Progress] = []
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -128,7 +128,7 @@ def test_a_skipped_route_is_a_fallback() -> None:
 
 
 def test_waiting_for_an_open_circuit_is_queueing() -> None:
-    """There is no place in a queue; the wait is that until the probe."""
+    """The event has no position; its wait is the time until the probe."""
     seen: list[Progress] = []
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -153,10 +153,8 @@ def test_waiting_for_an_open_circuit_is_queueing() -> None:
     ],
     ids=["hedge", "probe", "kept"],
 )
-def test_an_overlap_is_a_fallback_beside_the_request(
-    settings: dict[str, Any], reason: Reason
-) -> None:
-    """Previews name their provider, also those of the request that is cancelled in the end."""
+def test_an_overlap_is_reported_as_a_fallback(settings: dict[str, Any], reason: Reason) -> None:
+    """Previews name their provider, including those of the request that is cancelled in the end."""
     seen: list[Progress] = []
     google = Previewing("google", latency=100.0)
     google.previews_at = (1.0, 4.0)
@@ -177,7 +175,7 @@ def test_an_overlap_is_a_fallback_beside_the_request(
 
 
 def test_each_of_several_images_has_its_steps() -> None:
-    """The first image is requested alone; the call is done once."""
+    """The first image is requested alone, and the call ends with one event."""
     seen: list[Progress] = []
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -192,8 +190,8 @@ def test_each_of_several_images_has_its_steps() -> None:
     run_scenario(scene, **FAST)
 
 
-def test_a_call_that_fails_has_no_last_step() -> None:
-    """The error is the end."""
+def test_a_failed_call_has_no_final_event() -> None:
+    """The error ends the call instead."""
     seen: list[Progress] = []
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -218,7 +216,7 @@ def run_with_previews(scene: Callable[[OverlapScenario, Previewing], Any], **set
 
 
 def test_previews_come_while_the_request_runs() -> None:
-    """They are numbered from 1, and come as the provider sent them."""
+    """Previews are numbered from 1 and delivered in the order in which the provider sent them."""
     seen: list[tuple[float, Progress]] = []
 
     async def scene(scenario: OverlapScenario, google: Previewing) -> None:
@@ -233,7 +231,7 @@ def test_previews_come_while_the_request_runs() -> None:
 
 @pytest.mark.parametrize("number", [0, None])
 def test_without_previews_the_provider_gets_no_listener(number: int | None) -> None:
-    """The request is the same object that a call without progress sends."""
+    """The provider receives the same request object as from a call without progress."""
 
     async def scene(scenario: OverlapScenario, google: Previewing) -> None:
         await scenario.ask(partial_images=number, on_progress=lambda _: None)
@@ -246,7 +244,7 @@ def test_without_previews_the_provider_gets_no_listener(number: int | None) -> N
 
 
 def test_previews_without_a_receiver_are_refused() -> None:
-    """They would be paid for and thrown away."""
+    """Requesting previews without a callback is an error: they would be paid for and dropped."""
 
     async def scene(scenario: OverlapScenario, google: Previewing) -> None:
         with pytest.raises(InvalidRequestError, match="partial_images 2 has no receiver"):
@@ -259,7 +257,10 @@ def test_previews_without_a_receiver_are_refused() -> None:
 
 
 def test_previews_of_each_request_are_numbered_from_1() -> None:
-    """A retry begins again; a request that failed after a preview may have been billed."""
+    """The numbers of a retry start at 1.
+
+    A request that failed after a preview may have been billed.
+    """
     seen: list[Progress] = []
 
     async def scene(scenario: OverlapScenario, google: Previewing) -> None:
@@ -280,10 +281,10 @@ def test_previews_of_each_request_are_numbered_from_1() -> None:
         (999.0, 9.0, False),
     ],
 )  # fmt: skip
-def test_a_silent_request_is_told_from_a_slow_one(
+def test_a_request_without_a_response_for_ten_seconds_is_silent(
     headers: float, latency: float, silent: bool
 ) -> None:
-    """Without a response for 10 seconds it is silent, whether it fails or delivers later."""
+    """The flag is set for requests that fail and for those that deliver later."""
 
     async def scene(scenario: OverlapScenario, google: Previewing) -> None:
         google.headers, google.previews_at, google.latency = headers, (), latency
@@ -300,7 +301,7 @@ def test_a_silent_request_is_told_from_a_slow_one(
 
 
 def test_only_providers_that_stream_can_be_silent() -> None:
-    """A provider without previews has no early sign of life."""
+    """A provider without streams has no early response, so its requests are never silent."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.latency = 30.0
@@ -330,7 +331,7 @@ def cancels(_: Progress) -> None:
 def test_a_callback_that_raises_affects_nothing(
     callback: Callable[[Progress], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each failure is logged by its type; the call is the same, and gets all its steps."""
+    """Each failure is logged by its type; the result is unchanged, and all events are delivered."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503, times=1)
@@ -345,7 +346,7 @@ def test_a_callback_that_raises_affects_nothing(
 
 
 def test_an_exit_of_the_program_is_not_caught() -> None:
-    """KeyboardInterrupt ends the program as anywhere else."""
+    """KeyboardInterrupt in a callback propagates."""
 
     def interrupt(_: Progress) -> None:
         raise KeyboardInterrupt
@@ -358,8 +359,8 @@ def test_an_exit_of_the_program_is_not_caught() -> None:
     run_scenario(scene, **FAST)
 
 
-def test_a_slow_callback_gets_its_events_one_by_one_and_delays_nothing() -> None:
-    """It goes on after the call; status events wait for it, in order."""
+def test_a_slow_async_callback_does_not_delay_the_call() -> None:
+    """Its status events are queued in order, and it continues after the call."""
     seen: list[tuple[float, str]] = []
 
     async def slow(event: Progress) -> None:
@@ -376,7 +377,7 @@ def test_a_slow_callback_gets_its_events_one_by_one_and_delays_nothing() -> None
 
 
 def test_a_slow_callback_that_raises_a_cancellation_gets_its_other_events() -> None:
-    """Nobody cancelled the callback's task, so this is a failure like any other."""
+    """A CancelledError raised by the callback itself is handled like any other failure."""
     seen: list[str] = []
 
     async def slow(event: Progress) -> None:
@@ -394,7 +395,7 @@ def test_a_slow_callback_that_raises_a_cancellation_gets_its_other_events() -> N
 
 
 def test_a_callback_that_hangs_is_cancelled_after_its_call() -> None:
-    """Ten seconds later; nothing of it is left."""
+    """The callback is cancelled ten seconds after the call, and no task is left."""
 
     async def hang(_: Progress) -> None:
         await asyncio.Event().wait()
@@ -411,7 +412,7 @@ def test_a_callback_that_hangs_is_cancelled_after_its_call() -> None:
 
 
 def test_a_quick_async_callback_has_all_events_when_its_call_returns() -> None:
-    """A program may end with its call."""
+    """All events are delivered before the call returns, because the program may end then."""
     seen: list[Progress] = []
 
     async def quick(event: Progress) -> None:
@@ -426,7 +427,7 @@ def test_a_quick_async_callback_has_all_events_when_its_call_returns() -> None:
 
 
 def test_a_slow_consumer_gets_the_newest_preview_of_each_route() -> None:
-    """Older ones are dropped, so that memory is limited; other events remain."""
+    """Older previews are dropped to limit memory; all other events are kept."""
     buffer = ProgressBuffer()
     buffer.put(Progress("sending", "a", "m"))
     for number in range(100):
@@ -441,7 +442,7 @@ def test_a_slow_consumer_gets_the_newest_preview_of_each_route() -> None:
 
 
 def test_the_number_of_waiting_events_is_limited() -> None:
-    """The oldest are dropped; the last one never is."""
+    """The oldest events are dropped, but never the final one."""
     buffer = ProgressBuffer()
     for number in range(1000):
         buffer.put(Progress("retrying", wait_s=number))
@@ -451,7 +452,9 @@ def test_the_number_of_waiting_events_is_limited() -> None:
 
 @pytest.mark.parametrize("streams", [False, True])
 def test_cancelled_at_every_await_nothing_leaks(streams: bool) -> None:
-    """A call with progress is cancelled one suspension later each time, callback or stream."""
+    """Each call with a callback or a stream is cancelled one suspension later than the previous
+    one.
+    """
 
     async def scene(scenario: PipelineScenario) -> None:
         async def on_progress(_: Progress) -> None:
@@ -487,7 +490,7 @@ def test_cancelled_at_every_await_nothing_leaks(streams: bool) -> None:
 
 
 def test_a_stream_yields_the_steps_and_has_the_result() -> None:
-    """With and without its block."""
+    """A stream yields all events and has the result, with and without its `async with` block."""
 
     async def scene(scenario: PipelineScenario) -> None:
         async with scenario.client.stream("a fox") as events:
@@ -504,7 +507,7 @@ def test_a_stream_yields_the_steps_and_has_the_result() -> None:
 
 
 def test_a_stream_raises_the_error_of_its_call() -> None:
-    """Once by the iteration, and by each request for the result."""
+    """The iteration raises the error once, and each request for the result raises it."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.CONTENT_BLOCKED, status=400)
@@ -522,7 +525,7 @@ def test_a_stream_raises_the_error_of_its_call() -> None:
 
 
 def test_leaving_the_block_cancels_the_call() -> None:
-    """Its connection is closed before the block has been left."""
+    """The connection is closed before the block has ended."""
 
     async def scene(scenario: PipelineScenario) -> None:
         async with scenario.client.stream("a fox") as events:
@@ -540,7 +543,7 @@ def test_leaving_the_block_cancels_the_call() -> None:
 
 
 def test_dropping_a_stream_cancels_its_call() -> None:
-    """A loop that breaks without a block leaves nothing behind."""
+    """A stream that is dropped without a block leaves no task."""
 
     async def scene(scenario: PipelineScenario) -> None:
         async for _ in scenario.client.stream("a fox"):
@@ -552,8 +555,8 @@ def test_dropping_a_stream_cancels_its_call() -> None:
     run_scenario(scene, **FAST)
 
 
-def test_a_slow_consumer_does_not_hold_up_the_call() -> None:
-    """The image is made meanwhile, and only the newest preview is kept."""
+def test_a_slow_consumer_does_not_delay_the_call() -> None:
+    """The image is generated meanwhile, and only the newest preview is kept."""
 
     async def scene(scenario: OverlapScenario, google: Previewing) -> None:
         async with scenario.client.stream("a fox", partial_images=2) as events:

@@ -53,7 +53,7 @@ async def ask(client: ImageClient, deadline: float | None) -> tuple[Reason | Non
 @pytest.mark.parametrize(
     ("slots", "per_minute"), [(4, 10), (16, 10), (2, 10), (1, 6000), (4, 6000)]
 )
-def test_of_a_burst_those_are_served_that_can_be_and_all_others_fail_at_once(
+def test_callers_of_a_burst_that_cannot_be_served_in_time_fail_at_once(
     slots: int, per_minute: int, deadline: float
 ) -> None:
     """A caller that would get its slot too late to finish is rejected at once."""
@@ -125,7 +125,7 @@ def test_a_latency_from_the_model_table_rejects_no_caller() -> None:
     run_scenario(scene, ipm=10)
 
 
-def test_a_queue_that_leaves_too_little_of_the_share_is_left_for_the_next_route() -> None:
+def test_a_call_leaves_a_queue_that_takes_too_much_of_its_share() -> None:
     """Callers that Google cannot serve within half of 60 s go to the next route."""
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -142,7 +142,7 @@ def test_a_queue_that_leaves_too_little_of_the_share_is_left_for_the_next_route(
     run_scenario(scene, ipm=10, openai_ipm=6000)
 
 
-def test_a_retry_that_would_be_turned_away_is_not_slept_for() -> None:
+def test_a_call_does_not_back_off_for_a_retry_that_the_queue_would_reject() -> None:
     """If the queue has grown, a call goes to the next route instead of backing off."""
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -195,7 +195,7 @@ def test_an_sdk_that_is_built_slowly_takes_its_time_from_all_routes(deadline: fl
     assert (result.provider, result.fallback_reason) == ("google", None)
 
 
-def test_the_loop_of_these_tests_stops_what_spins() -> None:
+def test_the_loop_of_these_tests_stops_busy_loops() -> None:
     """A busy loop, with or without an await, fails the test instead of hanging it."""
 
     async def without_await() -> None:

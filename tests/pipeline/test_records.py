@@ -1,4 +1,4 @@
-"""What a call leaves on record: attempts, counters, times, notes, the snapshot and its errors."""
+"""Records of a call: attempts, counters, times, notes, the snapshot and errors."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def ended(scenario: PipelineScenario) -> RequestEnded:
     return scenario.events.of(RequestEnded)[-1]
 
 
-def test_every_request_that_was_sent_is_on_the_error() -> None:
-    """With the vendor's status and hint, its time, and whether it may be billed."""
+def test_the_error_lists_every_request() -> None:
+    """Each attempt has the vendor's status and hint, its time, and whether it may be billed."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503, latency=2.0, times=1)
@@ -84,8 +84,8 @@ def test_every_request_that_was_sent_is_on_the_error() -> None:
     run_scenario(scene, **FAST)
 
 
-def test_usage_and_latency_of_an_image_are_on_its_event_and_its_result() -> None:
-    """The vendor's counts, with the price from the model table."""
+def test_event_and_result_have_usage_and_latency() -> None:
+    """Both have the vendor's token counts and the price from the model table."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.latency = 7.0
@@ -107,8 +107,10 @@ def test_usage_and_latency_of_an_image_are_on_its_event_and_its_result() -> None
     run_scenario(scene, **FAST)
 
 
-def test_the_times_of_a_call_are_counted_apart() -> None:
-    """Seconds in the queue, between retries and for the SDK; retries, skipped routes."""
+def test_the_times_of_a_call_are_recorded_separately() -> None:
+    """The event has the seconds in the queue, between retries and for the SDK, the retries and
+    the skipped routes.
+    """
 
     class Built(FakeProvider):
         async def warm_up(self) -> None:
@@ -135,7 +137,7 @@ def test_the_times_of_a_call_are_counted_apart() -> None:
 
 
 def test_a_skipped_route_is_counted_and_named() -> None:
-    """The text says what opened the circuit, or that an operator did."""
+    """The error states what opened the circuit: a failure or an operator."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503, latency=0.0)
@@ -156,8 +158,8 @@ def test_a_skipped_route_is_counted_and_named() -> None:
     run_scenario(scene, **STAYING)
 
 
-def test_skipped_routes_are_all_in_the_error() -> None:
-    """The first route's name leads, and the soonest way back is the wait."""
+def test_the_error_lists_all_skipped_routes() -> None:
+    """The error begins with the first route, and has the earliest time at which a route is due."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503, latency=0.0)
@@ -186,10 +188,10 @@ def test_skipped_routes_are_all_in_the_error() -> None:
         ({}, "probe", "waiting for a circuit breaker"),
     ],
 )
-def test_a_passed_deadline_says_what_took_most_of_the_time(
+def test_the_deadline_error_names_the_longest_phase(
     settings: dict[str, Any], script: str, most: str
 ) -> None:
-    """The error of a call with one route."""
+    """On one route, the error states which phase of the call took most of the time."""
 
     async def scene(scenario: PipelineScenario) -> None:
         busy: list[asyncio.Task[Any]] = []
@@ -217,8 +219,8 @@ def test_a_passed_deadline_says_what_took_most_of_the_time(
     run_scenario(scene, **{**STAYING, **settings})
 
 
-def test_a_passed_deadline_says_when_the_vendor_wants_to_be_asked_again() -> None:
-    """The hint of the route that the call was on when its time was up."""
+def test_the_deadline_error_has_the_vendors_hint() -> None:
+    """The hint is that of the route in use when the deadline passed."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.RATE_LIMITED, status=429, retry_after=0.5, times=1).hang()
@@ -230,8 +232,8 @@ def test_a_passed_deadline_says_when_the_vendor_wants_to_be_asked_again() -> Non
     run_scenario(scene, **STAYING)
 
 
-def test_a_route_for_one_call_inherits_why_its_account_is_closed() -> None:
-    """The error of the skipped route names the failure that closed the account."""
+def test_a_new_route_inherits_the_failure_that_opened_its_account() -> None:
+    """The error of the skipped route names the failure that opened the account's circuits."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.UNAUTHENTICATED, status=401, account_wide=True)
@@ -249,8 +251,11 @@ def test_a_route_for_one_call_inherits_why_its_account_is_closed() -> None:
     run_scenario(scene, **FAST)
 
 
-def test_a_route_for_one_call_inherits_a_closed_account_from_any_sibling() -> None:
-    """Also where an operator holds the first sibling open, which says nothing about the account."""
+def test_a_new_route_inherits_an_open_account_from_any_sibling() -> None:
+    """The first sibling is forced open by an operator, which does not concern the account.
+
+    The second one counts.
+    """
 
     async def scene(scenario: PipelineScenario) -> None:
         await scenario.ask(model="gemini-nano-banana-2.1")
@@ -265,7 +270,7 @@ def test_a_route_for_one_call_inherits_a_closed_account_from_any_sibling() -> No
 
 
 def test_the_snapshot_of_a_route() -> None:
-    """Its names, what it takes usually, and how a call last left it."""
+    """It has the route's names, its usual latency and the reason for which a call last left it."""
 
     async def scene(scenario: PipelineScenario) -> None:
         for _ in range(4):
@@ -287,7 +292,7 @@ def test_the_snapshot_of_a_route() -> None:
 
 
 def test_the_usual_latency_is_the_median_of_the_latest_sixteen() -> None:
-    """Known from the fourth success on, for each resolution by itself."""
+    """The median is known from the fourth success on, separately for each resolution."""
 
     async def scene(scenario: PipelineScenario) -> None:
         def usual() -> Any:
@@ -310,8 +315,8 @@ def test_the_usual_latency_is_the_median_of_the_latest_sixteen() -> None:
     run_scenario(scene, **FAST)
 
 
-def test_references_beyond_what_a_model_takes_are_named() -> None:
-    """The first ones in the caller's order are sent."""
+def test_references_beyond_a_models_limit_are_listed() -> None:
+    """The first references in the caller's order are sent."""
 
     async def scene(scenario: PipelineScenario) -> None:
         result = await scenario.ask(references=[PNG] * 16)
@@ -327,8 +332,8 @@ def test_references_beyond_what_a_model_takes_are_named() -> None:
     run_scenario(scene, **FAST)
 
 
-def test_references_together_are_no_larger_than_the_operator_allows() -> None:
-    """IMAGE_GEN_MAX_REFERENCE_MB counts all of a request; what fits is sent as it is."""
+def test_max_reference_mb_limits_all_references_of_a_request() -> None:
+    """References within IMAGE_GEN_MAX_REFERENCE_MB are sent unchanged."""
     sample = encoded(noise(600, 600), "PNG")
 
     async def tight(scenario: PipelineScenario) -> None:
@@ -347,10 +352,10 @@ def test_references_together_are_no_larger_than_the_operator_allows() -> None:
     run_scenario(wide, max_reference_mb=2.001 * len(sample) / 1e6, **FAST)
 
 
-def test_references_together_are_no_larger_than_the_model_allows(
+def test_a_models_limit_applies_to_all_references_of_a_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A model that the table does not know has no limit."""
+    """A model that is not in the table has no limit."""
     sample = encoded(noise(600, 600), "PNG")
     known = models.get_model("google", PRO)
     assert known is not None
@@ -368,8 +373,8 @@ def test_references_together_are_no_larger_than_the_model_allows(
     assert run_virtual(main("local")) == 2 * len(sample)
 
 
-def test_what_a_provider_adds_to_the_prompt_is_among_the_adjustments() -> None:
-    """After the notes on the image; a provider need not say so."""
+def test_adjustments_include_a_providers_prompt_hints() -> None:
+    """They follow the notes about the image; the method is optional for a provider."""
 
     class Hinting(FakeProvider):
         def prompt_hints_for(self, request: ImageRequest) -> PromptHints:
@@ -386,8 +391,8 @@ def test_what_a_provider_adds_to_the_prompt_is_among_the_adjustments() -> None:
     run_virtual(main())
 
 
-def test_a_picture_that_is_not_whole_is_an_answer_that_violates_the_api() -> None:
-    """Cut off, or no image at all: status 200, and another request is sent."""
+def test_an_incomplete_image_is_an_invalid_response() -> None:
+    """A truncated image, or other data, with status 200 is retried."""
 
     class Torn:
         name = "google"
@@ -455,16 +460,16 @@ DECLARE = "IMAGE_GEN_PROVIDER_<NAME> declares another one"
         ({}, (), "no route can be used: set GOOGLE_GENAI_API_KEY or OPENAI_API_KEY"),
     ],
 )
-def test_settings_about_routes_that_cannot_be_are_named(
+def test_invalid_route_settings_are_warned_of_at_startup(
     settings: dict[str, Any], providers: tuple[str, ...], text: str
 ) -> None:
-    """At the start, with the variable to change and what is allowed."""
+    """The warning names the variable to change and what is allowed."""
     with pytest.raises(ConfigurationError, match=f"^{re.escape(text)}$"):
         configured(tuple(FakeProvider(name) for name in providers), **settings)
 
 
 def test_warnings_about_routes_have_codes() -> None:
-    """A missing key, a retired model and an unknown one."""
+    """A missing key, a retired model and an unknown one have a code each."""
     warned = configured(openai_api_key="sk-fake", routes="google:pro, openai:gpt-image-99")
     assert warned == [
         ("missing_key", "GOOGLE_GENAI_API_KEY is not set: routes to google are off"),
@@ -476,8 +481,8 @@ def test_warnings_about_routes_have_codes() -> None:
     ]
 
 
-def test_a_model_of_another_vendor_is_refused_with_what_to_change() -> None:
-    """The text names the model, its vendor, the first route and the setting."""
+def test_a_model_of_another_vendor_is_rejected() -> None:
+    """The error names the model, its vendor, the first route and the setting to change."""
 
     async def scene(scenario: PipelineScenario) -> None:
         with pytest.raises(InvalidRequestError) as caught:
@@ -496,7 +501,7 @@ def test_a_model_of_another_vendor_is_refused_with_what_to_change() -> None:
 
 
 def test_a_model_for_one_call_is_not_asked_twice() -> None:
-    """It replaces the first route, and a later route with the same model is left out."""
+    """It replaces the first route, and a later route with the same model is skipped."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.MODEL_NOT_FOUND, status=404)
@@ -522,7 +527,9 @@ def changes(scenario: PipelineScenario) -> list[tuple[str, str, str]]:
 
 
 def test_an_opening_names_the_call_that_caused_it() -> None:
-    """The last failure, a slow call, or the failure of a sibling that closed the account."""
+    """An opening names the call of the last failure, of the slow request, or of the sibling's
+    fatal failure.
+    """
     sibling = "gemini-nano-banana-2.1"
 
     async def failures(scenario: PipelineScenario) -> None:
@@ -559,7 +566,7 @@ def test_an_opening_names_the_call_that_caused_it() -> None:
 
 
 def test_an_error_keeps_its_vendors_message_without_the_prompt() -> None:
-    """The route is on it, too, and a hint that nobody can believe is not."""
+    """The error has the message and the route, and no invalid hint."""
     prompt = "a lighthouse on a cliff in a storm at night"
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -581,7 +588,7 @@ def test_an_error_keeps_its_vendors_message_without_the_prompt() -> None:
 
 
 def test_a_fallback_is_reported_with_its_cause() -> None:
-    """From where, to where and why."""
+    """The event has both routes and the reason."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503)
@@ -594,7 +601,9 @@ def test_a_fallback_is_reported_with_its_cause() -> None:
 
 
 def test_a_call_that_waited_for_an_open_circuit_begins_again() -> None:
-    """Served by the first route then, it was no fallback; its earlier rejections are forgotten."""
+    """A call that is then served by the first route is no fallback, and its earlier rejections
+    are dropped.
+    """
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503, times=3)
@@ -614,8 +623,8 @@ def test_a_call_that_waited_for_an_open_circuit_begins_again() -> None:
     run_scenario(scene, when_all_open="wait", **FAST)
 
 
-def test_a_provider_may_have_an_address_and_something_to_build() -> None:
-    """An ordinary function builds as well as an async one."""
+def test_endpoint_and_warm_up_of_a_provider_are_optional() -> None:
+    """`warm_up` may be an ordinary or a coroutine function."""
 
     class Built(FakeProvider):
         built = 0
@@ -636,8 +645,8 @@ def test_a_provider_may_have_an_address_and_something_to_build() -> None:
     run_virtual(main())
 
 
-def test_a_deadline_that_passes_while_an_sdk_is_built_says_so() -> None:
-    """Nothing was sent, and the text names the route."""
+def test_the_deadline_error_names_the_build_of_an_sdk() -> None:
+    """The error names the route, and states that no request was sent."""
 
     class Slow(FakeProvider):
         async def warm_up(self) -> None:
@@ -654,7 +663,7 @@ def test_a_deadline_that_passes_while_an_sdk_is_built_says_so() -> None:
 
 
 def test_the_queue_of_a_route_that_is_off_has_its_providers_limits() -> None:
-    """The snapshot shows them as for a route in use."""
+    """The snapshot shows the limits as for a route in use."""
 
     async def main() -> None:
         settings = Settings(google_api_key="AIzaFAKE", openai_ipm=30, max_concurrent=7)
@@ -669,8 +678,8 @@ def test_the_queue_of_a_route_that_is_off_has_its_providers_limits() -> None:
     run_virtual(main())
 
 
-def test_no_warning_of_a_short_deadline_where_no_other_route_takes_a_share() -> None:
-    """One route has all of the deadline."""
+def test_a_short_deadline_on_a_single_route_is_not_warned_of() -> None:
+    """A single route can use the whole deadline."""
     assert configured((FakeProvider("google"),), routes=f"google:{PRO}", deadline=50) == []
     [(code, text)] = configured(
         (FakeProvider("google"), FakeProvider("openai")), routes=f"google:{PRO}, openai:{FLARE}",

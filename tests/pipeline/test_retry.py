@@ -49,7 +49,9 @@ def test_jitter_shortens_a_back_off_by_up_to_three_tenths(chance: float, delay: 
 
 
 def test_all_back_offs_and_slow_failures_together_stay_within_the_budget() -> None:
-    """The budget is 14 seconds from the first failure on; the next failure is expected to last."""
+    """The budget of 14 seconds counts from the first failure and includes the expected duration
+    of the next one.
+    """
     assert decide(attempt_number=3, first_failure_at=NOW - 10) == 4.0
     assert decide(attempt_number=3, first_failure_at=NOW - 10, sent_at=NOW - 3) == 1.0
     assert decide(attempt_number=3, first_failure_at=NOW - 20) == 0.0
@@ -62,8 +64,8 @@ def test_waiting_in_the_queue_counts_as_backing_off() -> None:
     assert decide(attempt_number=2, first_failure_at=NOW - 1, queue_s=5.0) == 0.0
 
 
-def test_a_hint_takes_the_place_of_the_back_off() -> None:
-    """It is neither doubled nor jittered, and waited for as long as the route's limit allows."""
+def test_a_hint_replaces_the_back_off() -> None:
+    """The hint is neither doubled nor jittered, and waited for up to the route's limit."""
     assert decide(hint=7.0, chance=1.0, attempt_number=2) == 7.0
     assert decide(hint=60.0) == 60.0
     assert decide(hint=60.1) is None
@@ -73,7 +75,7 @@ def test_a_hint_takes_the_place_of_the_back_off() -> None:
 def test_a_hint_longer_than_falling_back_takes_is_not_waited_for(
     latency: float | None, longest: float
 ) -> None:
-    """The other route's latency is the limit, and the sum of all back-offs in any case."""
+    """The limit is the other route's latency, and never more than the sum of all back-offs."""
     alternative: dict[str, Any] = {"has_alternative": True, "alternative_latency": latency}
     assert decide(hint=longest, **alternative) == longest
     assert decide(hint=longest + 0.1, **alternative) is None

@@ -42,7 +42,7 @@ def routes(providers: tuple[Provider, ...] = (), **settings: Any) -> tuple[list[
 
 
 @pytest.mark.parametrize("route", ["google:gpt-image-2", "openai:gemini-3-pro-image"])
-def test_a_vendors_route_cannot_lead_to_the_others_model(route: str) -> None:
+def test_a_route_to_another_vendors_model_is_rejected(route: str) -> None:
     """A route to another vendor's model is rejected at startup, with the variable to change."""
     with pytest.raises(ConfigurationError, match=rf"IMAGE_GEN_ROUTES: {route} is not valid"):
         routes(routes=route)
@@ -155,7 +155,7 @@ def test_a_model_of_the_primary_that_is_off_is_not_used() -> None:
 @pytest.mark.parametrize(
     "model", ["", "../x", "a b", "x?key=y", "a" + chr(0xD800), "/m", "m/", "sk-abcdefgh"]
 )
-def test_what_cannot_be_a_models_name_is_refused(model: str) -> None:
+def test_an_invalid_model_name_is_rejected(model: str) -> None:
     """An invalid model name is rejected before a URL is built from it."""
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -175,7 +175,7 @@ def test_an_unpaired_surrogate_is_refused_before_it_is_sent() -> None:
     run_scenario(scene)
 
 
-def test_what_closed_the_account_closes_routes_that_come_later() -> None:
+def test_a_fatal_failure_of_an_account_opens_routes_created_later() -> None:
     """A rejected key is not tried again with another model of the account."""
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -199,7 +199,7 @@ def test_a_deadline_that_hides_hangs_is_reported_once() -> None:
     assert routes(on_timeout="abandon", deadline=300)[1] == []
 
 
-def test_a_kept_request_is_noticed_at_shorter_deadlines() -> None:
+def test_kept_requests_detect_hangs_at_shorter_deadlines() -> None:
     """With kept requests, hangs are detected at shorter deadlines."""
     assert routes(deadline=50)[1] == []
     [warned] = routes(deadline=25)[1]
@@ -262,7 +262,7 @@ def test_a_time_limit_below_the_typical_seconds_is_warned_of_at_startup(
     assert found == ([] if warned is None else [warned])
 
 
-def test_with_slow_calls_watched_a_hanging_primary_is_found_out_within_the_deadline() -> None:
+def test_a_slow_call_threshold_detects_a_hanging_primary_within_the_deadline() -> None:
     """With a slow-call threshold, three hanging calls open the circuit; the fourth skips it."""
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -351,7 +351,7 @@ def dynamic_routes(scenario: PipelineScenario) -> list[int]:
     return [int(number) for number in names if number]
 
 
-def test_names_of_callers_do_not_pile_up() -> None:
+def test_the_number_of_caller_named_models_is_limited() -> None:
     """Only the 32 most recently used caller-named models keep their routes."""
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -362,7 +362,7 @@ def test_names_of_callers_do_not_pile_up() -> None:
     run_scenario(scene, ipm=1_000_000)
 
 
-def test_open_circuits_and_warnings_of_made_up_names_do_not_pile_up_either() -> None:
+def test_the_number_of_open_circuits_and_warnings_of_caller_named_models_is_limited() -> None:
     """At most 256 open circuits and warnings of caller-named models are kept."""
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -386,7 +386,7 @@ def test_open_circuits_and_warnings_of_made_up_names_do_not_pile_up_either() -> 
     run_scenario(scene, ipm=1_000_000)
 
 
-def test_a_models_name_has_an_end() -> None:
+def test_the_length_of_a_model_name_is_limited() -> None:
     """The length of a model name is limited, because it is part of URLs and metrics."""
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -398,7 +398,9 @@ def test_a_models_name_has_an_end() -> None:
 
 
 def test_a_route_that_an_operator_forces_open_does_not_block_other_models_for_ever() -> None:
-    """A caller-named model of a tripped account is asked again once the operator lets go."""
+    """A caller-named model of a tripped account is asked again after the operator releases the
+    route.
+    """
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.QUOTA_EXHAUSTED, times=1, account_wide=True)

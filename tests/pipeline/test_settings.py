@@ -1,7 +1,7 @@
-"""The pipeline under every combination of settings that startup accepts.
+"""The pipeline under every combination of valid settings.
 
-Settings, provider behaviour and callers are drawn at random. Whatever they are, every call ends in
-time, with an image or a documented error, and leaves nothing behind.
+Settings, provider behaviour and callers are drawn at random. Every call must end in time with an
+image or a documented error, and must leave nothing behind.
 """
 
 from __future__ import annotations
@@ -143,10 +143,10 @@ def follow(provider: FakeProvider, script: Sequence[tuple[Any, float, float | No
 
 
 def longest(made: Settings, calls: int) -> float:
-    """Return seconds in which any call has ended, if it has no deadline.
+    """Return the seconds in which any call without a deadline has ended.
 
-    All requests that all calls may send, one after the other, each after waiting for its place and
-    for the longest opening there is; a call's back-offs come on top.
+    The bound is the sum of all requests of all calls in sequence, each after its queue and the
+    longest open period, and of the back-offs of one call.
     """
     timeout = max(made.per_call_timeout, made.openai_timeout)
     requests = calls * len(made.routes) * (1 + made.max_retries)

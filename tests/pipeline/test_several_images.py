@@ -1,4 +1,4 @@
-"""Several images in one call: what is sent, delivered, paid and reported, whatever goes wrong."""
+"""Several images in one call: requests, delivery, cost and reports, with and without failures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ COST = 0.134
 _OK = _Step(1.0, None)
 
 
-async def after_the_first(scenario: PipelineScenario, **options: Any) -> asyncio.Task[ImageResult]:
+async def start_past_the_first(
+    scenario: PipelineScenario, **options: Any
+) -> asyncio.Task[ImageResult]:
     """Start a call and return when its first request is in flight."""
     task = asyncio.create_task(scenario.ask(**options))
     await asyncio.sleep(0.5)
@@ -52,7 +54,7 @@ def end_slowly(scenario: PipelineScenario) -> None:
     scenario.google.generate = slow_to_end  # type: ignore[method-assign]
 
 
-def test_the_others_are_requested_at_the_same_time_once_the_first_has_come() -> None:
+def test_the_other_images_are_requested_concurrently_after_the_first() -> None:
     """All images are delivered, and the result has the sums of requests, tokens and cost."""
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -74,7 +76,10 @@ def test_the_others_are_requested_at_the_same_time_once_the_first_has_come() -> 
 
 
 def test_the_dict_has_all_images_if_more_than_one_was_requested() -> None:
-    """The first is also where it always is; a call for one image gets the dict of today."""
+    """The dict of a call for one image is unchanged.
+
+    With several images the first one has the usual keys.
+    """
 
     async def scene(scenario: PipelineScenario) -> None:
         one, several = (await scenario.ask(n=1)).to_dict(), (await scenario.ask(n=2)).to_dict()
@@ -89,8 +94,8 @@ def test_the_dict_has_all_images_if_more_than_one_was_requested() -> None:
     run_scenario(scene, **FAST)
 
 
-def test_each_is_paced_and_takes_a_slot() -> None:
-    """Others wait for the places of a minute like any other request."""
+def test_each_image_takes_a_slot_and_is_paced() -> None:
+    """Requests for further images queue like those of other calls."""
 
     async def scene(scenario: PipelineScenario) -> None:
         assert len((await scenario.ask(n=3)).images) == 3
@@ -106,11 +111,13 @@ def test_each_is_paced_and_takes_a_slot() -> None:
     run_scenario(scene, ipm=6, max_concurrent=2)
 
 
-def test_fewer_images_than_requested_are_a_success_that_says_so() -> None:
-    """Of four two fail: two are delivered and paid, and the reasons are in the adjustments."""
+def test_missing_images_are_listed_in_the_adjustments() -> None:
+    """If two of four images fail, two are delivered and paid, and the reasons are in the
+    adjustments.
+    """
 
     async def scene(scenario: PipelineScenario) -> None:
-        task = await after_the_first(scenario, n=4)
+        task = await start_past_the_first(scenario, n=4)
         scenario.google.fail(Reason.OVERLOADED, status=503, times=1)
         scenario.google.fail(Reason.CONTENT_BLOCKED, times=1)
         result = await task
@@ -127,11 +134,11 @@ def test_fewer_images_than_requested_are_a_success_that_says_so() -> None:
     run_scenario(scene, **FAST, max_retries=0)
 
 
-def test_others_are_retried_on_their_route() -> None:
-    """They are retried by the same rules, and do not fall back."""
+def test_further_images_are_retried_on_their_route() -> None:
+    """Further images are retried by the same rules, and do not fall back."""
 
     async def scene(scenario: PipelineScenario) -> None:
-        task = await after_the_first(scenario, n=3)
+        task = await start_past_the_first(scenario, n=3)
         scenario.google.fail(Reason.OVERLOADED, status=503, times=2)
         result = await task
         assert len(result.images) == 3
@@ -143,8 +150,8 @@ def test_others_are_retried_on_their_route() -> None:
     run_scenario(scene, **FAST)
 
 
-def test_others_come_from_the_route_that_served_the_first() -> None:
-    """After a fallback nothing more is asked of the first route."""
+def test_further_images_come_from_the_route_of_the_first() -> None:
+    """After a fallback the first route gets no further requests."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503)
@@ -158,7 +165,7 @@ def test_others_come_from_the_route_that_served_the_first() -> None:
 
 @pytest.mark.parametrize("probes", [1, 2])
 def test_with_a_half_open_breaker_the_first_image_is_the_probe(probes: int) -> None:
-    """The others follow when the breaker lets them through: all are delivered."""
+    """The other images are requested when the breaker admits them, and all are delivered."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.client.breakers["google:gemini-3-pro-image"].open_for(60, cause=None, summary=None)
@@ -176,11 +183,11 @@ def test_with_a_half_open_breaker_the_first_image_is_the_probe(probes: int) -> N
     run_scenario(scene, **FAST, breaker_half_open_calls=probes)
 
 
-def test_others_wait_for_the_probe_among_them() -> None:
-    """A breaker that is half-open after the first image delays the others; none is dropped."""
+def test_further_images_wait_for_a_probe_among_them() -> None:
+    """A breaker that is half-open after the first image delays the others, and none is dropped."""
 
     async def scene(scenario: PipelineScenario) -> None:
-        task = await after_the_first(scenario, n=3)
+        task = await start_past_the_first(scenario, n=3)
         breaker = scenario.client.breakers["google:gemini-3-pro-image"]
         breaker.open_for(0.1, cause=None, summary=None)
         result = await task
@@ -190,11 +197,11 @@ def test_others_wait_for_the_probe_among_them() -> None:
     run_scenario(scene, **FAST)
 
 
-def test_a_breaker_that_opens_stops_the_others() -> None:
-    """Requests that wait behind failures are not sent; the result names both reasons."""
+def test_an_opening_stops_waiting_requests_for_further_images() -> None:
+    """Requests that back off when the breaker opens are not sent; the result names both reasons."""
 
     async def scene(scenario: PipelineScenario) -> None:
-        task = await after_the_first(scenario, n=10)
+        task = await start_past_the_first(scenario, n=10)
         scenario.google.fail(Reason.OVERLOADED, status=503)
         result = await task
         assert len(result.images) == 1
@@ -208,8 +215,11 @@ def test_a_breaker_that_opens_stops_the_others() -> None:
     run_scenario(scene, **FAST, max_retries=0, max_concurrent=3, breaker_fail_max=3)
 
 
-def test_a_deadline_that_holds_two_images_delivers_two() -> None:
-    """The third is cancelled in time and may have been billed; the fourth leaves the queue."""
+def test_images_that_arrive_before_the_deadline_are_delivered() -> None:
+    """Of four images, two arrive.
+
+    The third is cancelled and may have been billed, the fourth leaves the queue.
+    """
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.latency = 10.0
@@ -230,11 +240,11 @@ def test_a_deadline_that_holds_two_images_delivers_two() -> None:
 
 
 def test_a_request_that_is_slow_to_end_does_not_delay_the_images_beyond_the_deadline() -> None:
-    """Its end is recorded and paid for later; nothing is left then."""
+    """Its end is recorded and its cost added later, and no task is left then."""
 
     async def scene(scenario: PipelineScenario) -> None:
         end_slowly(scenario)
-        task = await after_the_first(scenario, n=3, deadline=25)
+        task = await start_past_the_first(scenario, n=3, deadline=25)
         scenario.google.hang()
         result = await task
         assert now() == pytest.approx(25, abs=0.01)
@@ -251,12 +261,12 @@ def test_a_request_that_is_slow_to_end_does_not_delay_the_images_beyond_the_dead
 
 
 @pytest.mark.parametrize("leaves_at", [24.95, 25.0])
-def test_a_caller_that_leaves_at_the_deadline_is_not_given_a_result(leaves_at: float) -> None:
-    """Its cancellation wins over the images that have come."""
+def test_a_caller_cancelled_at_the_deadline_gets_its_cancellation(leaves_at: float) -> None:
+    """The cancellation takes precedence over the images that have arrived."""
 
     async def scene(scenario: PipelineScenario) -> None:
         end_slowly(scenario)
-        task = await after_the_first(scenario, n=3, deadline=25)
+        task = await start_past_the_first(scenario, n=3, deadline=25)
         scenario.google.hang()
         asyncio.get_running_loop().call_at(leaves_at, task.cancel)
         await asyncio.wait({task})
@@ -268,7 +278,7 @@ def test_a_caller_that_leaves_at_the_deadline_is_not_given_a_result(leaves_at: f
 
 
 def test_no_further_image_is_requested_when_no_time_is_left() -> None:
-    """The first image came just in time, and is delivered."""
+    """An image that arrives just before the deadline is delivered alone."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, latency=0.0, status=503)
@@ -279,11 +289,11 @@ def test_no_further_image_is_requested_when_no_time_is_left() -> None:
     run_scenario(scene, **FAST, max_retries=0)
 
 
-def test_a_client_that_is_closed_delivers_the_images_that_have_come() -> None:
-    """Nothing goes on afterwards."""
+def test_closing_the_client_delivers_the_images_that_have_arrived() -> None:
+    """No request continues afterwards."""
 
     async def scene(scenario: PipelineScenario) -> None:
-        task = await after_the_first(scenario, n=3)
+        task = await start_past_the_first(scenario, n=3)
         scenario.google.hang()
         await asyncio.sleep(1)
         assert scenario.google.in_flight == 2
@@ -298,11 +308,11 @@ def test_a_client_that_is_closed_delivers_the_images_that_have_come() -> None:
     run_scenario(scene, **FAST)
 
 
-def test_a_local_bug_surfaces_unchanged() -> None:
-    """It is not mistaken for an image that is missing; the other requests are ended."""
+def test_a_local_bug_is_raised_unchanged() -> None:
+    """The bug does not count as a missing image, and the other requests are cancelled."""
 
     async def scene(scenario: PipelineScenario) -> None:
-        task = await after_the_first(scenario, n=3)
+        task = await start_past_the_first(scenario, n=3)
         scenario.google.crash(ZeroDivisionError("ours"), times=1).hang()
         with pytest.raises(ZeroDivisionError, match="ours"):
             await task
@@ -313,10 +323,10 @@ def test_a_local_bug_surfaces_unchanged() -> None:
 
 
 def test_an_exception_that_ends_the_program_reaches_the_caller() -> None:
-    """It does not leave the event loop from a task."""
+    """KeyboardInterrupt is raised by the call, and not in the event loop by a task."""
 
     async def scene(scenario: PipelineScenario) -> None:
-        task = await after_the_first(scenario, n=3)
+        task = await start_past_the_first(scenario, n=3)
         scenario.google.crash(SystemExit(3), times=1).hang()
         with pytest.raises(SystemExit):
             await task
@@ -362,10 +372,10 @@ def test_cancelled_at_every_await_nothing_leaks(script: str, deadline: float | N
     st.sampled_from([None, 3.0, 30.0]),
     st.sampled_from([None, 0.5, 1.5, 6.0]),
 )
-def test_whatever_happens_everything_is_accounted_for(
+def test_results_and_requests_agree_under_any_outcomes(
     outcomes: list[str], n: int, deadline: float | None, leaves_after: float | None
 ) -> None:
-    """Images and requests of the result are those that the provider saw, and nothing is held."""
+    """Images and attempts of the result equal those of the provider, and nothing is held."""
 
     async def scene(scenario: PipelineScenario) -> None:
         google = scenario.google
@@ -405,8 +415,8 @@ def test_whatever_happens_everything_is_accounted_for(
 
 
 @pytest.mark.parametrize("n", [0, 11, 1.5, True, "4"])
-def test_a_number_that_is_not_allowed_is_refused(n: Any) -> None:
-    """Nothing is sent."""
+def test_an_invalid_number_of_images_is_rejected(n: Any) -> None:
+    """No request is sent."""
 
     async def scene(scenario: PipelineScenario) -> None:
         with pytest.raises(InvalidRequestError, match=r"^n "):

@@ -34,7 +34,7 @@ from resilient_imagen.testing import FakeProvider, run_virtual
 
 
 async def batch(scenario: StepScenario, count: int) -> tuple[float, list[str]]:
-    """Ask for images at the same time; return the seconds they took, and who served them."""
+    """Request images concurrently; return the seconds they took, and who served them."""
     started = now()
     results = await asyncio.gather(*(scenario.ask() for _ in range(count)))
     return now() - started, [result.provider for result in results]
@@ -56,7 +56,7 @@ def test_two_accounts_of_ten_images_per_minute_give_twenty_together() -> None:
 
 
 def test_a_busy_slot_counts_although_no_latency_is_known() -> None:
-    """A call goes to the account with a free slot, not into the queue of the other one."""
+    """A call uses the account with a free slot, and does not queue at the other one."""
 
     async def scene(scenario: StepScenario) -> None:
         seconds, served = await batch(scenario, 2)
@@ -67,7 +67,10 @@ def test_a_busy_slot_counts_although_no_latency_is_known() -> None:
 
 
 def test_a_caller_compares_queues_again_after_the_set_up() -> None:
-    """Two calls choose the same account before one of them queues; the later one moves on."""
+    """Two calls choose the same account before one of them queues.
+
+    The later one changes the account.
+    """
 
     async def scene(scenario: StepScenario) -> None:
         async def warm_up() -> None:
@@ -83,8 +86,8 @@ def test_a_caller_compares_queues_again_after_the_set_up() -> None:
     run_steps(scene, max_concurrent=1)
 
 
-def test_a_rate_limited_account_leaves_its_callers_to_the_other_one() -> None:
-    """No call fails, and none waits longer than the other account's pace requires."""
+def test_callers_of_a_rate_limited_account_use_the_other_one() -> None:
+    """No call fails, and none waits longer than the other account's limit requires."""
 
     async def scene(scenario: StepScenario) -> None:
         scenario.google.fail(Reason.RATE_LIMITED, status=429, retry_after=500.0)
@@ -108,7 +111,7 @@ def test_waiting_callers_return_to_an_account_that_serves_again() -> None:
 
 
 def test_a_caller_leaves_the_queue_of_an_account_that_hangs() -> None:
-    """Its turn is overdue, and the other account could send at once."""
+    """A caller whose turn is overdue moves to the other account, which can send at once."""
 
     async def scene(scenario: StepScenario) -> None:
         scenario.google_b.latency = 10.0
@@ -130,7 +133,7 @@ def test_a_caller_leaves_the_queue_of_an_account_that_hangs() -> None:
 
 
 def test_an_open_account_is_skipped() -> None:
-    """The call is not a fallback, and its trace says why the account got nothing."""
+    """The call is not a fallback, and its trace states why the account got no request."""
 
     async def scene(scenario: StepScenario) -> None:
         scenario.account("google").force_trip(cause="overloaded", summary="503")
@@ -162,7 +165,7 @@ def test_the_next_step_follows_when_both_accounts_are_open() -> None:
 
 @pytest.mark.parametrize("when_all_open", ["fail", "wait"])
 def test_the_only_step_with_both_accounts_open(when_all_open: str) -> None:
-    """The error names both accounts; or the call waits for the first one that is due."""
+    """The call fails with both accounts named, or waits for the first one that is due."""
 
     async def scene(scenario: StepScenario) -> None:
         scenario.account("google").open_for(300, cause="overloaded", summary="503")
@@ -181,7 +184,7 @@ def test_the_only_step_with_both_accounts_open(when_all_open: str) -> None:
 
 
 def test_a_failure_of_one_account_opens_its_own_routes_only() -> None:
-    """A key that is refused says nothing about the other account."""
+    """A rejected key of one account does not affect the other account."""
 
     async def scene(scenario: StepScenario) -> None:
         scenario.google.fail(Reason.UNAUTHENTICATED, status=401, account_wide=True)
@@ -193,7 +196,7 @@ def test_a_failure_of_one_account_opens_its_own_routes_only() -> None:
 
 
 def test_a_probe_in_flight_is_waited_for_if_no_account_is_usable() -> None:
-    """The outcome of the probe decides; the open account does not end the call."""
+    """The call waits for the probe's outcome; the open account does not end it."""
 
     async def scene(scenario: StepScenario) -> None:
         scenario.account("google").force_trip(cause="overloaded", summary="503")
@@ -219,10 +222,10 @@ def test_a_probe_in_flight_is_waited_for_if_no_account_is_usable() -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("max_retries", [0, 2])
-def test_a_reason_that_leads_on_tries_the_other_account_at_once(
+def test_a_temporary_failure_tries_the_other_account_at_once(
     reason: Reason, max_retries: int
 ) -> None:
-    """It is neither a fallback nor a retry, and takes no back-off."""
+    """The request is neither a fallback nor a retry, and does not back off."""
 
     async def scene(scenario: StepScenario) -> None:
         scenario.google.fail(reason)
@@ -240,7 +243,7 @@ def test_a_reason_that_leads_on_tries_the_other_account_at_once(
 
 
 def test_a_refusal_is_not_sent_to_the_other_account() -> None:
-    """The prompt would be refused there, too."""
+    """The other account would refuse the prompt, too."""
 
     async def scene(scenario: StepScenario) -> None:
         scenario.google.fail(Reason.CONTENT_BLOCKED)
@@ -289,7 +292,7 @@ def test_a_retry_goes_to_the_account_whose_hint_is_over_first() -> None:
 
 
 def test_the_error_of_a_step_names_every_account() -> None:
-    """An operator sees which key to look at."""
+    """The error shows an operator which keys to check."""
 
     async def scene(scenario: StepScenario) -> None:
         scenario.google.fail(Reason.UNAUTHENTICATED, status=401)
@@ -318,7 +321,7 @@ def test_a_step_leaves_one_reserve_of_the_deadline() -> None:
 
 
 def test_the_only_step_leaves_a_reserve_for_its_other_account() -> None:
-    """One account that hangs does not take all of the time."""
+    """A hanging account does not use up the whole deadline."""
 
     async def scene(scenario: StepScenario) -> None:
         scenario.google.hang()
@@ -333,7 +336,7 @@ def test_the_only_step_leaves_a_reserve_for_its_other_account() -> None:
 
 
 def test_a_slow_probe_is_hedged_by_the_other_account() -> None:
-    """The call is not a fallback, and the span event says which request was hedged."""
+    """The call is not a fallback, and the span event names the hedged request."""
 
     async def scene(scenario: StepScenario) -> None:
         scenario.account("google").force_trip(cause="overloaded", summary="503")
@@ -351,7 +354,7 @@ def test_a_slow_probe_is_hedged_by_the_other_account() -> None:
 
 
 def test_a_request_past_its_limit_is_kept_beside_the_other_account_and_then_the_next_step() -> None:
-    """Never more than two requests are in flight; the third displaces the first."""
+    """At most two requests are in flight; the third one displaces the first."""
 
     async def scene(scenario: StepScenario) -> None:
         scenario.google.hang()
@@ -392,8 +395,8 @@ def test_a_kept_request_and_one_to_the_same_account_after_it_end_by_the_deadline
 # -- telemetry and settings -----------------------------------------------------------------------
 
 
-def test_a_span_says_why_the_call_changed_the_account() -> None:
-    """The root span has an event for the change, and none for a fallback."""
+def test_the_root_span_has_an_event_for_a_change_of_the_account() -> None:
+    """The root span has no fallback event."""
 
     async def main() -> None:
         telemetry = Telemetry()
@@ -420,7 +423,7 @@ def test_a_span_says_why_the_call_changed_the_account() -> None:
 
 
 def test_the_snapshot_names_the_step_of_its_accounts() -> None:
-    """Routes with a step of their own have no such key."""
+    """Routes that are a step of their own do not have the key."""
 
     async def scene(scenario: StepScenario) -> None:
         rows = scenario.client.snapshot()["routes"]
@@ -434,7 +437,10 @@ def test_the_snapshot_names_the_step_of_its_accounts() -> None:
 
 
 def test_the_snapshot_names_the_step_of_routes_that_a_call_names() -> None:
-    """Also of a model in place of the configured one; a configured route keeps its own step."""
+    """A model that replaces the configured one belongs to the step.
+
+    A configured route keeps its own step.
+    """
 
     async def scene(scenario: StepScenario) -> None:
         await scenario.ask(routes=f"google+google_b:gemini-nano-banana-2.1,google:{PRO}")
@@ -533,7 +539,7 @@ def test_accounts_come_from_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_malformed_step_is_refused(routes: str, why: str) -> None:
-    """The error says what is allowed."""
+    """The error states what is allowed."""
     with pytest.raises(ConfigurationError, match=f"IMAGE_GEN_ROUTES: .*{why}"):
         Settings(routes=routes)
 
@@ -557,7 +563,7 @@ def test_a_call_may_name_its_own_chain(routes: Any) -> None:
 
 
 def test_routes_of_calls_keep_their_breakers_and_queues() -> None:
-    """A route that a call names for the second time is still open."""
+    """A route whose circuit opened is still open when another call names it."""
 
     async def scene(scenario: StepScenario) -> None:
         scenario.google.fail(Reason.QUOTA_EXHAUSTED, status=429, times=1)

@@ -1,4 +1,4 @@
-"""Steps under random scripts, settings and callers, held against rules of the specification.
+"""Steps with several accounts, compared with rules of the specification over random scripts.
 
 Two accounts of one step and a later step follow random scripts. A sink observes the breakers of the
 accounts at the moment at which a call leaves the step.
@@ -48,7 +48,7 @@ SHORTEST_SHARE = 0.9
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a provider does with its next requests."""
+    """The behaviour of a provider for its next requests."""
 
     reason: Reason | None
     """None hangs."""

@@ -171,7 +171,7 @@ def test_a_fallback_that_is_due_in_time_gets_its_reserve() -> None:
     run_scenario(scene, max_retries=0, **FAST)
 
 
-def test_a_retry_that_the_queue_makes_hopeless_is_not_slept_for() -> None:
+def test_a_call_does_not_back_off_for_a_retry_that_would_be_late() -> None:
     """With eight queued callers a retry would be late, so the call goes on at once."""
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -261,7 +261,7 @@ def test_a_slot_that_comes_too_late_is_not_taken() -> None:
 def test_a_route_forced_open_is_never_waited_for(
     when_all_open: str, fallback_on: str | None
 ) -> None:
-    """The call goes to the next route where an open circuit leads on, and fails at once elsewhere.
+    """The call falls back if open circuits allow it, and otherwise fails at once.
 
     The second route is free, but a call that may not leave an open route cannot reach it.
     """
@@ -281,7 +281,7 @@ def test_a_route_forced_open_is_never_waited_for(
 
 
 def test_a_call_that_may_not_leave_an_open_route_waits_for_that_route_alone() -> None:
-    """Waiting ends when the first route's breaker is due, whatever the routes behind it do."""
+    """The wait ends when the first route's breaker is due, independent of the other routes."""
 
     async def scene(scenario: PipelineScenario) -> None:
         breaker = scenario.client.breakers["google:gemini-3-pro-image"]

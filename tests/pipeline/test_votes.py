@@ -53,7 +53,7 @@ def test_a_caller_that_leaves_casts_no_vote() -> None:
     run_scenario(scene, **FAST)
 
 
-def test_what_was_cut_short_early_casts_no_vote() -> None:
+def test_a_request_cut_short_early_casts_no_vote() -> None:
     """A probe that ran for less than a healthy request may take leaves the circuit half-open."""
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -180,7 +180,7 @@ def test_of_a_provider_that_no_table_knows_late_is_a_share_of_the_limit() -> Non
     run_virtual(main())
 
 
-def test_a_candidate_breaker_counts_requests_that_were_cut_short_as_the_live_one_does() -> None:
+def test_a_candidate_breaker_counts_requests_that_were_cut_short() -> None:
     """Beside a live breaker that opens at the third, one with fail_max=2 opens at the second."""
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -216,7 +216,7 @@ def traffic(deadline: float, *outages: Outage) -> SimulationResult:
 
 
 @pytest.mark.parametrize("deadline", [60, 90, 105])
-def test_a_hanging_primary_is_found_out_under_any_deadline(deadline: float) -> None:
+def test_a_hanging_primary_opens_the_circuit_under_any_deadline(deadline: float) -> None:
     """Of 300 calls in half an hour few wait for Google, and nearly all get their image."""
     simulated = traffic(deadline, Outage(start=1800, duration=1800, reason=Reason.TIMEOUT))
     during = [number for number, at in enumerate(simulated.started) if 1800 <= at < 3600]
@@ -237,7 +237,7 @@ def test_a_healthy_primary_is_not_suspected_under_any_deadline(deadline: float) 
     assert simulated.changes == []
 
 
-def test_a_probe_whose_holder_leaves_the_queue_says_nothing() -> None:
+def test_a_probe_returned_from_the_queue_casts_no_vote() -> None:
     """A probe's permit that is returned from the queue casts no vote."""
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -276,7 +276,7 @@ def test_a_back_off_ends_the_moment_the_route_opens() -> None:
     run_scenario(scene, **FAST)
 
 
-def test_a_verdict_is_acted_on_the_moment_it_falls() -> None:
+def test_a_waiting_caller_is_served_right_after_the_probes_success() -> None:
     """On the only route, a caller that waits for a probe is served right after its success."""
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -316,7 +316,9 @@ def test_a_caller_does_not_queue_at_a_route_that_has_opened() -> None:
     run_virtual(main())
 
 
-def test_the_time_of_fitting_an_image_is_not_the_services(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fitting_an_image_does_not_count_as_time_of_the_service(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Slow fitting of an image does not make a probe or a watched call slow."""
 
     async def slow_fit(data: bytes, **_: Any) -> Fitted:
@@ -352,7 +354,7 @@ def test_the_time_of_fitting_an_image_is_not_the_services(monkeypatch: pytest.Mo
     run_scenario(leaver, **FAST)
 
 
-def test_a_provider_that_hides_a_cancellation_does_not_keep_it_from_its_caller() -> None:
+def test_a_caller_is_cancelled_although_its_provider_hides_the_cancellation() -> None:
     """If a provider converts a cancellation to an error, the call is cancelled without a vote."""
 
     class Hiding(FakeProvider):
@@ -443,7 +445,7 @@ def test_without_fallback_for_timeouts_no_reserve_is_cut_off() -> None:
     run_scenario(scene, fallback_on="overloaded", **FAST)
 
 
-def test_without_fallback_for_open_circuits_the_verdict_is_waited_for() -> None:
+def test_without_fallback_for_open_circuits_the_probe_is_waited_for() -> None:
     """If open circuits do not fall back, the call waits for the probe in flight."""
 
     async def scene(scenario: PipelineScenario) -> None:
