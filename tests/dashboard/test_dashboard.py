@@ -1,4 +1,4 @@
-"""The live page of a client: its content, over real sockets."""
+"""The live page of a client and its content, over real sockets."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_outage() -> None:
 
 
 def test_all_down() -> None:
-    """The headline says that no image comes, and why."""
+    """The headline states that no image is delivered, and the cause."""
 
     async def main() -> None:
         async with served() as page:
@@ -118,8 +118,8 @@ def test_fallbacks_have_the_ids_of_their_traces() -> None:
     run(main())
 
 
-def test_one_snapshot_per_second_whatever_happens() -> None:
-    """Thousands of events make no further snapshots, and an idle client makes no fewer."""
+def test_one_snapshot_per_second_for_any_traffic() -> None:
+    """Thousands of events cause no further snapshots, and an idle client causes no fewer."""
 
     async def main() -> None:
         google = FakeProvider("google", latency=0.01)
@@ -151,8 +151,8 @@ def test_one_snapshot_per_second_whatever_happens() -> None:
     run_virtual(main())
 
 
-def test_the_page_needs_nothing_from_elsewhere() -> None:
-    """The files of the page name no address of another host, and have no inline script or style."""
+def test_the_page_loads_nothing_from_other_hosts() -> None:
+    """The page's files refer to no other host, and have no inline script or style."""
     for file in STATIC.iterdir():
         text = file.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
         assert "//" not in text.replace("// ", "").replace('"//"', ""), file.name
@@ -161,7 +161,7 @@ def test_the_page_needs_nothing_from_elsewhere() -> None:
 
 
 def test_files_are_served_with_strict_headers() -> None:
-    """Every answer, also an error, forbids framing, storing and content from elsewhere."""
+    """Every response, including errors, forbids framing, storing and content from other hosts."""
 
     async def main() -> None:
         async with served() as page:
@@ -179,7 +179,7 @@ def test_files_are_served_with_strict_headers() -> None:
 
 
 def test_a_mounted_page_is_found_without_the_slash() -> None:
-    """The address without the last slash leads to the page."""
+    """The address without the trailing slash redirects to the page."""
 
     async def main() -> None:
         async with served() as page:
@@ -192,7 +192,7 @@ def test_a_mounted_page_is_found_without_the_slash() -> None:
 
 @pytest.mark.parametrize("url", ["localhost:16686", "javascript:alert(1)", "http://a:b@c"])
 def test_an_address_of_jaeger_is_checked(url: str) -> None:
-    """It must be an http address, because it becomes a link."""
+    """The address must use http or https, because it becomes a link."""
 
     async def main() -> None:
         async with ImageClient(providers=[FakeProvider("google")]) as client:
@@ -203,7 +203,7 @@ def test_an_address_of_jaeger_is_checked(url: str) -> None:
 
 
 def test_a_closed_client_is_down() -> None:
-    """Its routes are closed circuits, but it takes no calls."""
+    """Its circuits are closed, but it accepts no calls."""
 
     async def main() -> None:
         async with served() as page:
@@ -217,8 +217,8 @@ def test_a_closed_client_is_down() -> None:
     run(main())
 
 
-def test_a_client_that_is_not_one() -> None:
-    """The synchronous client runs on another event loop, so it is refused."""
+def test_a_synchronous_client_is_rejected() -> None:
+    """The synchronous client runs on another event loop."""
     refused = pytest.raises(TypeError, match=r"not resilient_imagen\.sync\.ImageClient")
     with sync.ImageClient(providers=[FakeProvider("google")]) as client, refused:
         dashboard.app(client)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The page in a real browser: content, sizes, keyboard, controls and lost connections."""
+"""The page in a real browser: content, window sizes, keyboard, controls and lost connections."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def test_an_outage_is_shown_live(width: int, dark: bool, tmp_path: Path) -> None
     run(main())
 
 
-def test_what_a_screen_reader_is_told(tmp_path: Path) -> None:
-    """Live regions change with the state only: no countdown is in one."""
+def test_live_regions_change_with_the_state_only(tmp_path: Path) -> None:
+    """A screen reader announces changes of the state, and no countdown."""
 
     async def main() -> None:
         async with served() as site, browser_page(tmp_path) as page:
@@ -99,7 +99,10 @@ def test_what_a_screen_reader_is_told(tmp_path: Path) -> None:
 
 
 def test_an_order_by_keyboard_alone(tmp_path: Path) -> None:
-    """Tab and Enter open the dialog and give the order; a wrong token is named and gives none."""
+    """Tab and Enter open the dialog and give the order.
+
+    With a wrong token the error is shown and no order is given.
+    """
 
     async def main() -> None:
         async with served(token=TOKEN) as site, browser_page(tmp_path) as page:
@@ -135,7 +138,7 @@ def test_an_order_by_keyboard_alone(tmp_path: Path) -> None:
 
 
 def test_the_focus_stays_while_the_page_changes(tmp_path: Path) -> None:
-    """Snapshots update the page in place, so that a keyboard user is not thrown back."""
+    """Snapshots update the page in place, so a keyboard user keeps the focus."""
 
     async def main() -> None:
         async with served(token=TOKEN) as site, browser_page(tmp_path) as page:
@@ -151,8 +154,8 @@ def test_the_focus_stays_while_the_page_changes(tmp_path: Path) -> None:
     run(main())
 
 
-def test_an_application_that_is_gone(tmp_path: Path) -> None:
-    """The page says that what it shows is old, instead of showing a healthy state."""
+def test_a_lost_connection_is_shown(tmp_path: Path) -> None:
+    """The page marks its content as outdated instead of showing a healthy state."""
 
     async def main() -> None:
         async with browser_page(tmp_path) as page:

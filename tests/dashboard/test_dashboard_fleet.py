@@ -1,4 +1,4 @@
-"""``dashboard``: the page of all processes that share one Redis."""
+"""The command ``dashboard``: the page of all processes that share one Redis."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def page_of(url: str) -> Any:
 
 
 def test_an_outage_and_an_order(server: RedisServer) -> None:
-    """The state is the fleet's, and an order from the page reaches every process."""
+    """The page shows the shared state, and an order from the page reaches every process."""
 
     async def main() -> None:
         async with (
@@ -95,7 +95,7 @@ async def until(port: int, condition: Any) -> dict[str, Any]:
 
 
 def test_an_order_that_not_all_obey_is_an_error(server: RedisServer) -> None:
-    """The answer names the cause, as the command ``breaker`` does."""
+    """The response names the cause, as the command ``breaker`` does."""
 
     async def main() -> None:
         async with worker(server.url) as client:
@@ -107,8 +107,8 @@ def test_an_order_that_not_all_obey_is_an_error(server: RedisServer) -> None:
     run(main())
 
 
-def test_a_redis_that_is_gone_is_named() -> None:
-    """The page has the cause in place of a state, and goes on trying."""
+def test_an_unreachable_redis_is_shown_with_its_cause() -> None:
+    """The page shows the cause instead of a state, and retries."""
 
     async def main() -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -120,8 +120,8 @@ def test_a_redis_that_is_gone_is_named() -> None:
     run(main())
 
 
-def test_an_empty_redis_is_no_outage(server: RedisServer) -> None:
-    """The page says that nothing is shared."""
+def test_an_empty_redis_is_not_an_outage(server: RedisServer) -> None:
+    """The page states that nothing is shared."""
 
     async def main() -> None:
         async with serving(page_of(server.url)) as port:
@@ -133,7 +133,9 @@ def test_an_empty_redis_is_no_outage(server: RedisServer) -> None:
 
 
 def test_the_command(server: RedisServer, tmp_path: Path) -> None:
-    """It prints its address and a token, serves only its own names, and ends by Ctrl-C with 0."""
+    """The command prints its address and a token, accepts only its own host names, and exits by
+    Ctrl-C with 0.
+    """
 
     async def main(port: int) -> None:
         assert "event: " not in str(await snapshot(port, "/"))
@@ -170,7 +172,7 @@ def test_errors_of_the_command(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each is one line with what to do."""
+    """Each error is one line that states what to change."""
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     redis = () if says.startswith("nothing") else ("--redis-url", "redis://127.0.0.1:1/0")

@@ -1,4 +1,4 @@
-"""Browsers that misbehave: they cost callers nothing, and what they hold is bounded."""
+"""Misbehaving browsers do not affect calls, and use bounded memory."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def run(main: Coroutine[Any, Any, None]) -> None:
     ],
     ids=["TLS", "version", "endless line", "negative length", "path", "silence"],
 )
-def test_garbage_costs_callers_nothing(sent: bytes) -> None:
-    """While twenty browsers send it and stay, calls are served, and other browsers see them."""
+def test_garbage_does_not_affect_calls_or_other_browsers(sent: bytes) -> None:
+    """Twenty browsers send garbage and stay connected; all others are served."""
 
     async def main() -> None:
         async with served(token=TOKEN) as page:
@@ -55,7 +55,7 @@ def test_garbage_costs_callers_nothing(sent: bytes) -> None:
 
 
 def test_browsers_that_never_read_take_no_place_from_others() -> None:
-    """Streams beyond the maximum are refused; a browser that left makes room for the next one."""
+    """Streams beyond the maximum are rejected, and a browser that leaves frees its place."""
 
     async def main() -> None:
         async with served() as page:
@@ -86,8 +86,8 @@ async def _first_line(port: int) -> bytes:
         writer.close()
 
 
-async def stay() -> Message:
-    """Receive nothing, as from a browser that stays."""
+async def never_send() -> Message:
+    """Receive nothing, as from a browser that stays connected."""
     await asyncio.Event().wait()
     return {}
 
@@ -95,11 +95,11 @@ async def stay() -> Message:
 def served_to(
     broadcaster: Broadcaster, send: Callable[[Message], Awaitable[None]]
 ) -> Coroutine[Any, Any, None]:
-    return EventStream(broadcaster)({"type": "http"}, stay, send)  # type: ignore[arg-type]
+    return EventStream(broadcaster)({"type": "http"}, never_send, send)  # type: ignore[arg-type]
 
 
-def test_a_stalled_browser_is_dropped_and_a_slow_one_skips() -> None:
-    """A slow browser is sent the latest snapshot, not each one; nothing is queued for it."""
+def test_a_stalled_browser_is_dropped_and_a_slow_one_skips_snapshots() -> None:
+    """A slow browser gets the latest snapshot only, and nothing is queued for it."""
 
     async def main() -> None:
         made = 0
@@ -140,7 +140,7 @@ def test_a_stalled_browser_is_dropped_and_a_slow_one_skips() -> None:
 
 
 def test_browsers_that_come_and_go_cause_one_snapshot_per_second() -> None:
-    """A thousand connections within a second do not make a thousand snapshots."""
+    """A thousand connections within a second do not cause a thousand snapshots."""
 
     async def main() -> None:
         made = 0
@@ -160,8 +160,8 @@ def test_browsers_that_come_and_go_cause_one_snapshot_per_second() -> None:
     run_virtual(main())
 
 
-def test_a_source_that_fails_is_reported_and_asked_again(caplog: pytest.LogCaptureFixture) -> None:
-    """The browser gets an error without details, the log the traceback."""
+def test_a_failing_snapshot_is_logged_and_retried(caplog: pytest.LogCaptureFixture) -> None:
+    """The browser gets an error without details, and the log has the traceback."""
 
     async def main() -> None:
         fails = [True]
@@ -183,7 +183,7 @@ def test_a_source_that_fails_is_reported_and_asked_again(caplog: pytest.LogCaptu
 
 
 def test_memory_does_not_grow_with_events() -> None:
-    """A hundred hours and ten thousand different fallbacks leave an hour and twenty of them."""
+    """After a hundred hours with ten thousand fallbacks, one hour and twenty fallbacks are kept."""
 
     async def main() -> None:
         activity = Activity()
@@ -210,7 +210,7 @@ def test_memory_does_not_grow_with_events() -> None:
 
 
 def test_a_stream_ends_so_that_the_server_can_stop() -> None:
-    """After twenty seconds the response is complete, and the browser connects again."""
+    """A stream ends after twenty seconds, and the browser connects again."""
 
     async def main() -> None:
         sent: list[Message] = []
@@ -229,8 +229,8 @@ def test_a_stream_ends_so_that_the_server_can_stop() -> None:
     run_virtual(main())
 
 
-def test_a_browser_that_leaves_is_noticed() -> None:
-    """No snapshots are made after the last browser has left."""
+def test_no_snapshots_are_made_without_browsers() -> None:
+    """Snapshots stop after the last browser has left."""
 
     def producers() -> list[asyncio.Task[Any]]:
         return [each for each in asyncio.all_tasks() if "_produce" in str(each.get_coro())]

@@ -1,4 +1,4 @@
-"""Orders from the page, and browsers that must not change anything."""
+"""Orders from the page, and requests that must not change anything."""
 
 from __future__ import annotations
 
@@ -64,7 +64,10 @@ def test_an_order_is_obeyed() -> None:
 
 
 def test_a_setting_is_changed() -> None:
-    """A set order changes the running client; an invalid one is answered with the cause."""
+    """An order to set a value changes the running client.
+
+    An invalid one gets an error with the cause.
+    """
 
     async def main() -> None:
         order = {"action": "set", "target": "IMAGE_GEN_BREAKER_FAIL_MAX", "value": "7", "by": "ana"}
@@ -97,7 +100,7 @@ FORGED: dict[str, tuple[int, dict[str, str | None]]] = {
 
 @pytest.mark.parametrize("case", FORGED)
 def test_a_forged_request_changes_nothing(case: str) -> None:
-    """Every line of defence refuses by itself: the other headers are right."""
+    """Each check alone rejects the request: all other headers are right."""
     status, changed = FORGED[case]
 
     async def main() -> None:
@@ -115,7 +118,7 @@ def test_a_forged_request_changes_nothing(case: str) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "OPTIONS", "DELETE"])
 def test_other_methods_change_nothing(method: str) -> None:
-    """An order is a POST; a preflight of another site is refused."""
+    """Orders are accepted by POST only, and a preflight request of another site is rejected."""
 
     async def main() -> None:
         async with served(token=TOKEN) as page:
@@ -128,7 +131,7 @@ def test_other_methods_change_nothing(method: str) -> None:
 
 
 def test_a_page_without_a_token_is_read_only() -> None:
-    """No token is right, and the page has no controls."""
+    """No token is accepted, and the page has no controls."""
 
     async def main() -> None:
         async with served() as page:
@@ -148,7 +151,7 @@ def test_a_page_without_a_token_is_read_only() -> None:
     ids=["cut short", "a list", "not text", "fields missing", "serial", "deep", "null"],
 )
 def test_garbage_is_answered_with_an_error(body: bytes) -> None:
-    """The answer is 400 with a sentence, and nothing changes."""
+    """The response is 400 with a sentence, and nothing changes."""
 
     async def main() -> None:
         async with served(token=TOKEN) as page:
@@ -163,7 +166,7 @@ def test_garbage_is_answered_with_an_error(body: bytes) -> None:
 
 
 def test_a_large_request_is_refused() -> None:
-    """It is not read to its end."""
+    """The request is not read to its end."""
 
     async def main() -> None:
         async with served(token=TOKEN) as page:
@@ -175,7 +178,7 @@ def test_a_large_request_is_refused() -> None:
 
 @pytest.mark.parametrize("token", ["", "short", "fifteen-letters", "sixteen letters\n", "ü" * 16])
 def test_a_weak_token_is_an_error(token: str) -> None:
-    """The error names the rule, and not the token."""
+    """The error states the rule, and does not contain the token."""
 
     async def main() -> None:
         async with ImageClient(providers=[FakeProvider("google")]) as client:
