@@ -1,4 +1,4 @@
-"""The samples and the tables of the circuit breaker's README are those of the code."""
+"""The samples and tables of the circuit breaker's guide agree with the code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GUIDE = guide_of("circuitbreaker")
 
 @pytest.fixture
 def samples() -> dict[str, Any]:
-    """The names that all samples define, as one module."""
+    """Run all samples in one module, and return its names."""
     return executed("\n".join(GUIDE.samples()))
 
 
@@ -26,7 +26,7 @@ async def broken(url: str = "") -> None:
 
 
 def test_the_first_sample_rejects_after_five_failures(samples: dict[str, Any]) -> None:
-    """The sixth call is not made, and the caller learns when to try again."""
+    """The sixth call is rejected with the time until the next attempt."""
 
     async def scene() -> str:
         samples["breaker"].reconfigure(BreakerConfig(fail_max=5, reset_timeout=30))

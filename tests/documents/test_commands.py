@@ -1,4 +1,4 @@
-"""Every command in a guide is run as it is written there, or is listed here with a reason."""
+"""Every command in a guide is run as it is written, or is listed here with a reason."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ RUN = [
 
 
 def test_every_command_is_run_or_has_a_reason() -> None:
-    """A command that is not run, and does not begin one that is, needs a reason that applies."""
+    """A command that no test runs is listed with a reason, and the list has no other commands."""
     shown = [line for guide in GUIDES.values() for line in guide.commands()]
     left = [line for line in shown if not any(each.startswith(line) for each in RUN)]
     assert [line for line in left if not line.startswith(tuple(NOT_RUN))] == []
@@ -159,8 +159,10 @@ def pointing(query: str, otlp: str) -> dict[str, str]:
 @pytest.mark.jaeger
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
 @pytest.mark.timeout(400)
-def test_commands_that_ask_a_jaeger(shell: Shell) -> None:
-    """After a demo every search finds calls, both requests answer, the tuner has a recording."""
+def test_commands_that_query_jaeger(shell: Shell) -> None:
+    """After a demo every search finds calls, both requests are answered, and the tuner gets a
+    recording.
+    """
     (demo,) = [line for line in to_run(TELEMETRY) if "demo" in line]
     by_pages, documented = [line for line in to_run(TELEMETRY) if line.startswith("curl")]
     (tune,) = [line for line in to_run(TUNING) if "--jaeger" in line]
@@ -193,7 +195,7 @@ def test_files_for_prometheus_and_grafana(shell: Shell, tmp_path: Path) -> None:
 @pytest.mark.ci
 @pytest.mark.redis
 @pytest.mark.usefixtures("imagen_emulator")
-def test_the_view_that_processes_share(shell: Shell, tmp_path: Path) -> None:
+def test_the_commands_about_shared_state(shell: Shell, tmp_path: Path) -> None:
     """With the guide's variable an application shares its state, and the command shows it."""
     (tmp_path / "app.py").write_text(APPLICATION)
     (block,) = DISTRIBUTED.samples("bash")
@@ -217,7 +219,7 @@ def test_commands_that_write_a_control_file(shell: Shell) -> None:
 
 @pytest.mark.redis
 def test_commands_that_a_fleet_obeys(shell: Shell) -> None:
-    """Each line is obeyed by the worker that is there."""
+    """A running worker obeys the order of each line."""
     *orders, show = CONTROL.samples("bash")[0].splitlines()
     with redis_server() as server:
         settings = Settings(redis_url=server.url)
@@ -234,8 +236,8 @@ def test_commands_that_a_fleet_obeys(shell: Shell) -> None:
 
 
 @pytest.fixture
-def a_log(tmp_path: Path) -> Iterator[None]:
-    """``app.log``: half an hour with an outage, as an application's structlog writes it."""
+def application_log(tmp_path: Path) -> Iterator[None]:
+    """Write ``app.log``: half an hour with an outage, as an application's structlog does."""
     with (tmp_path / "app.log").open("w", encoding="utf-8") as lines:
         structlog.configure(
             processors=[structlog.processors.add_log_level, structlog.processors.JSONRenderer()],
@@ -249,7 +251,7 @@ def a_log(tmp_path: Path) -> Iterator[None]:
 
 @pytest.mark.ci
 @pytest.mark.timeout(400)
-@pytest.mark.usefixtures("a_log")
+@pytest.mark.usefixtures("application_log")
 def test_commands_that_read_a_log(shell: Shell, tmp_path: Path) -> None:
     """The commands print recommendations, write a report, and add up the costs."""
     tune, compare, cost = [line for line in to_run(TUNING) if "--jaeger" not in line]

@@ -1,4 +1,4 @@
-"""The guide to runtime control: its sample is obeyed, and its lists are those of the code."""
+"""The guide to runtime control: its sample is obeyed, and its lists agree with the code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GUIDE = guide_of("control")
 
 
 def test_the_sample_drains_a_provider() -> None:
-    """Its orders are in force, and listed."""
+    """The sample's orders are in force, and listed."""
     (code,) = GUIDE.samples()
 
     async def main() -> list[str]:
@@ -30,12 +30,12 @@ def test_the_sample_drains_a_provider() -> None:
 
 
 def test_every_action_is_listed() -> None:
-    """The table has a row for each action, in the code's words."""
+    """The table has a row for each action, with the code's names."""
     rows = re.findall(r"^\| `(\w+)` ", GUIDE.text, re.MULTILINE)
     assert tuple(rows) == (*BREAKER_ACTIONS, *SETTING_ACTIONS)
 
 
 @pytest.mark.parametrize("variable", variables_for(()))
 def test_every_variable_is_listed(variable: str) -> None:
-    """Those of breakers are described together."""
+    """The variables of breakers are described together."""
     assert variable in GUIDE.text or variable.startswith("IMAGE_GEN_BREAKER_")

@@ -19,8 +19,8 @@ EVERY_GUIDE = pytest.mark.parametrize("guide", GUIDES.values(), ids=GUIDES.keys(
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_tables_are_those_of_the_code(name: str) -> None:
-    """Each generated table is in a guide, as the code generates it."""
+def test_tables_agree_with_the_code(name: str) -> None:
+    """Each generated table is in a guide, unchanged."""
     assert set(written_tables()[name]) == {f"{TABLES[name]()}\n"}, "run readme_tables.py"
 
 
@@ -44,8 +44,8 @@ def test_variables_are_settings(guide: Guide) -> None:
 
 
 @EVERY_GUIDE
-def test_attributes_are_those_of_telemetry(guide: Guide) -> None:
-    """Every name that begins with imagegen is one of telemetry's."""
+def test_attributes_exist(guide: Guide) -> None:
+    """Every name that begins with imagegen is a name of telemetry."""
     known = {value for value in vars(names).values() if isinstance(value, str)}
     named = re.findall(r"\bimagegen\.[a-z_]+(?:\.[a-z_]+)*", guide.text)
     assert set(named) - {"imagegen.generate"} <= known
@@ -75,9 +75,9 @@ for number, sample in enumerate(json.loads(sys.argv[1]), 1):
 @EVERY_GUIDE
 @pytest.mark.usefixtures("imagen_emulator")
 def test_python_samples_run(guide: Guide, tmp_path: Path) -> None:
-    """All samples of a guide run one after the other in one program, with the emulator's keys.
+    """The samples of a guide run in sequence in one program, with the emulator's keys.
 
-    What the functions that they define do is tested beside this file, guide by guide.
+    Other tests in this folder call the functions that the samples define.
     """
     samples = guide.samples()
     if not samples:

@@ -36,10 +36,10 @@ def test_a_client_with_settings(imagen_emulator: BackgroundEmulator) -> None:
     assert [seen.aspect_ratio for seen in imagen_emulator.google.requests] == ["2:3", "2:3"]
 
 
-def test_options_go_around_call_sites(
+def test_call_options_sample(
     imagen_emulator: BackgroundEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The sample makes its scenes, and the callback runs when each one begins."""
+    """The sample generates its scenes, and the callback runs when each one begins."""
     monkeypatch.setenv("IMAGE_GEN_IPM", "6000")
     (code,) = LIBRARY.samples(heading="In your application")
     begun: list[int] = []
@@ -126,8 +126,10 @@ asyncio.run(main())
 
 @pytest.mark.ci
 @pytest.mark.usefixtures("imagen_emulator")
-def test_the_fastapi_page(tmp_path: Path) -> None:
-    """It serves a scene, rejects bad ones, notices disconnects, shows its health, sends spans."""
+def test_the_fastapi_sample(tmp_path: Path) -> None:
+    """It serves a scene, rejects invalid ones, detects disconnects, shows its health and
+    exports spans.
+    """
     pytest.importorskip("fastapi")
     (code,) = LIBRARY.samples(heading="With FastAPI")
     (tmp_path / "app.py").write_text(code)
@@ -151,7 +153,7 @@ def test_the_fastapi_page(tmp_path: Path) -> None:
     assert "async def health" in code  # a plain one runs in a thread, with a client of its own
 
 
-def test_the_fastapi_page_shows_warnings(tmp_path: Path) -> None:
+def test_the_fastapi_sample_shows_warnings(tmp_path: Path) -> None:
     """A missing fallback key and an opened circuit are written to standard error."""
     pytest.importorskip("fastapi")
     (code,) = LIBRARY.samples(heading="With FastAPI")

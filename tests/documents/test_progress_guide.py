@@ -85,7 +85,7 @@ def test_a_sample_sends_steps_previews_and_the_image(
 
 @pytest.mark.parametrize("served", [with_fastapi, with_django])
 def test_a_sample_sends_the_reason_of_a_failure(vendors: BackgroundEmulator, served: Any) -> None:
-    """The response has begun, so that the reason comes as an event."""
+    """The response has begun, so the reason is sent as an event."""
     vendors.openai.set(faults.error_event("blocked_output", 1))
     text = served()
     assert "event: failed\n" in text

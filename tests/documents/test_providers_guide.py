@@ -46,7 +46,7 @@ def test_a_second_account(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_custom_provider(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It requests the ratio of the call, and its failures have reasons that lead to a fallback."""
+    """It requests the ratio of the call, and its failures have reasons that cause a fallback."""
     (code,) = GUIDE.samples(heading="A provider of your own")
     provider = code[: code.index("def make_client")]
     assert len(provider.splitlines()) <= 40
@@ -86,7 +86,7 @@ def test_the_custom_provider(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_options(imagen_emulator: BackgroundEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The samples return what they promise: three WebP images, and an edit by the mask."""
+    """The samples return three WebP images, and an edit with the mask, as the guide states."""
     monkeypatch.setenv("IMAGE_GEN_IPM", "6000")
     (code,) = GUIDE.samples(heading="Options by vendor")
     sample = executed(code)

@@ -1,4 +1,4 @@
-"""The project's README: short, and its commands, example, settings and captions are true."""
+"""The project's README: its length, commands, example, settings and captions."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from resilient_imagen.emulator import BackgroundEmulator
 pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]
 
 
-def test_it_is_short() -> None:
-    """At most 200 lines and 1,800 words; everything else is in the guides."""
+def test_the_readme_is_short() -> None:
+    """The README has at most 200 lines and 1,800 words."""
     assert len(README.text.splitlines()) <= 200
     assert len(README.text.split()) <= 1800
 
 
-def test_it_links_to_every_guide() -> None:
-    """A guide that is added needs a line in the table."""
+def test_the_readme_links_to_every_guide() -> None:
+    """The table of guides is complete."""
     linked = set(re.findall(r"\]\(([^)#]+README\.md)", README.section("Guides")))
     assert linked == GUIDES.keys() - {README.name}
 
@@ -76,7 +76,7 @@ def test_the_applications_variables_are_settings() -> None:
     assert all(f"`{name}`" in table for name in names)
 
 
-def test_the_changelog_states_todays_defaults() -> None:
+def test_the_changelog_states_the_current_defaults() -> None:
     """Each variable in the section about changed defaults has the default that it states."""
     section = Guide(ROOT / "CHANGELOG.md").section("Defaults that changed")
     rows = re.findall(r"^\| ((?:`IMAGE_GEN_[A-Z_]+`(?:, )?)+) \| (.*?) \| ", section, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The guide of the synchronous API: its samples run in the programs that they are written for."""
+"""The guide to the synchronous API: its samples run in the programs for which they are written."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def vendors() -> Iterator[BackgroundEmulator]:
 
 
 def settings(vendors: BackgroundEmulator, **more: str) -> dict[str, str]:
-    """Lead a process to the emulator."""
+    """Return the environment that directs a process to the emulator."""
     return {
         "GOOGLE_GENAI_API_KEY": "emulated",
         "OPENAI_API_KEY": "emulated",
@@ -87,7 +87,7 @@ def program(
 
 
 def until(true: Callable[[], Any], process: subprocess.Popen[str]) -> None:
-    """Wait for what a running program will do."""
+    """Wait for a condition of a running program."""
     deadline = time.monotonic() + PATIENCE
     while not true():
         assert process.poll() is None, "it ended"
@@ -101,7 +101,7 @@ def until(true: Callable[[], Any], process: subprocess.Popen[str]) -> None:
 def test_the_sample_with_threads(
     vendors: BackgroundEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It makes all scenes with one client, and adds up their costs."""
+    """It generates all scenes with one client, and adds up their costs."""
     for name, value in settings(vendors, IMAGE_GEN_IPM="60000").items():
         monkeypatch.setenv(name, value)
     try:
@@ -114,7 +114,7 @@ def test_the_sample_with_threads(
 
 
 @pytest.mark.slow
-def test_sixteen_threads_get_120_images_a_minute_together(
+def test_sixteen_threads_share_120_images_a_minute(
     vendors: BackgroundEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """64 images take at least half a minute, whichever threads request them."""
@@ -133,7 +133,7 @@ def test_sixteen_threads_get_120_images_a_minute_together(
 def test_a_thousand_calls_leave_no_socket_open(
     vendors: BackgroundEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """50 threads through the real SDK: at most a connection for each slot, and then none."""
+    """50 threads through the real SDK use at most one connection per slot, and none afterwards."""
     for name, value in settings(vendors, IMAGE_GEN_IPM="600000").items():
         monkeypatch.setenv(name, value)
     sync.generate_image("first, which starts the threads that stay")
@@ -150,7 +150,7 @@ def test_a_thousand_calls_leave_no_socket_open(
 
 
 def open_files() -> int:
-    """Open files and sockets of this process, but for the emulator's, which are closed by now."""
+    """Return open files and sockets of this process, without those of the emulator."""
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
@@ -205,7 +205,7 @@ class Site:
         return False
 
     def scenes(self, count: int) -> list[int]:
-        """Statuses of so many requests at once."""
+        """Return the statuses of ``count`` concurrent requests."""
         return [status for status, _ in at_once(count, lambda: self.get("scene", prompt="x"))]
 
 
@@ -213,7 +213,7 @@ class Site:
 def served(
     vendors: BackgroundEmulator, folder: Path, *options: str, more_code: str = "", **more: str
 ) -> Iterator[Site]:
-    """Serve the guide's view, and more if code for it is given, until the block ends."""
+    """Serve the guide's view, with additional code if it is given, until the block ends."""
     pytest.importorskip("django")
     (folder / "views.py").write_text(DJANGO)
     (folder / "site_of_test.py").write_text(SITE + more_code)
@@ -229,7 +229,7 @@ def served(
 def test_a_django_view_under_gunicorn_with_threads(
     vendors: BackgroundEmulator, tmp_path: Path
 ) -> None:
-    """Sixteen threads of a worker share one pace, one breaker and one health check."""
+    """Sixteen threads of a worker share one rate limit, one breaker and one health check."""
     with served(vendors, tmp_path, "-k", "gthread", "--threads", "16") as site:
         status, image = site.get("scene", prompt="a lighthouse")
         assert (status, image[:2]) == (200, b"\xff\xd8")
@@ -255,7 +255,7 @@ def test_a_django_view_under_gunicorn_with_threads(
 def test_a_django_view_under_gunicorn_with_forked_workers(
     vendors: BackgroundEmulator, tmp_path: Path, preloaded: str
 ) -> None:
-    """Each worker has a loop of its own, also if its master had used the library before."""
+    """Each worker has its own loop, also if its master had used the library before."""
     options = ["-w", "2", "--preload"] if preloaded else ["-w", "2"]
     with served(vendors, tmp_path, *options, PRELOADED=preloaded) as site:
         vendors.google.forget()
@@ -274,7 +274,7 @@ def test_a_django_view_under_gunicorn_with_forked_workers(
 def test_a_django_view_leaves_one_trace_per_request(
     vendors: BackgroundEmulator, tmp_path: Path
 ) -> None:
-    """Its span is the parent of the call's, in the trace that the caller of the view began."""
+    """The view's span is the parent of the call's span, in the trace of the view's caller."""
     options = ["-k", "gthread", "--threads", "8"]
     with collector() as traces:
         url = {"OTEL_EXPORTER_OTLP_ENDPOINT": traces.otlp}
@@ -329,7 +329,7 @@ except SoftTimeLimitExceeded:
 
 
 def used(code: str, folder: Path, env: dict[str, str]) -> str:
-    """The output of a program that sends tasks."""
+    """Return the output of a program that sends tasks."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=folder,
@@ -349,7 +349,10 @@ def used(code: str, folder: Path, env: dict[str, str]) -> str:
 def test_a_celery_task(
     vendors: BackgroundEmulator, tmp_path: Path, server: RedisServer, pool: str
 ) -> None:
-    """Eight tasks of two workers; the state is shown, and a soft time limit ends a request."""
+    """Two workers run eight tasks.
+
+    The shared state is shown, and a soft time limit ends a request.
+    """
     pytest.importorskip("celery")
     (tmp_path / "tasks.py").write_text(CELERY)
     broker = server.url.removesuffix("/0")
@@ -411,7 +414,7 @@ else:
 def notebook(
     cells: Sequence[str], folder: Path, env: dict[str, str], *arguments: str
 ) -> Sequence[str]:
-    """Lines that a program prints which executes these cells."""
+    """Return the lines that a program prints which executes these cells."""
     pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     done = subprocess.run(
@@ -430,7 +433,7 @@ def notebook(
 
 @pytest.mark.slow
 def test_a_notebook(vendors: BackgroundEmulator, tmp_path: Path) -> None:
-    """Both samples, in a kernel whose event loop runs; an async callback runs beside it."""
+    """Both samples run in a kernel, and an async callback runs meanwhile."""
     callback = """
     async def on_start():
         started.append(1)
@@ -447,7 +450,7 @@ def test_a_notebook(vendors: BackgroundEmulator, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_interrupted_cell(vendors: BackgroundEmulator, tmp_path: Path) -> None:
-    """Its call is cancelled, its connection closed, and the kernel goes on."""
+    """An interrupt cancels the call and closes its connection, and the kernel continues."""
     vendors.google.set(faults.hang())
     code = """
     from resilient_imagen.sync import default_client, generate_image

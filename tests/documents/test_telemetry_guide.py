@@ -1,4 +1,4 @@
-"""The telemetry guide: its names are those of the code, and its samples write log lines."""
+"""The telemetry guide: its names agree with the code, and its samples write log lines."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class UnsetMeterProvider(NoOpMeterProvider):
         return self._meter
 
 
-def test_the_logging_page(tmp_path: Path) -> None:
+def test_the_logging_samples(tmp_path: Path) -> None:
     """Both samples write a sentence for a call that succeeds."""
     plain, as_json = GUIDE.samples(heading="Log lines")
     sentence = "image from mine after 1.0 s and 1 request"

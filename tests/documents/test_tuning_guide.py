@@ -19,7 +19,7 @@ GUIDE = guide_of("tuning")
 
 
 def test_the_tuning_example() -> None:
-    """The sample is a test of the cost of an outage, and passes."""
+    """The sample tests the cost of an outage, and passes."""
     (code,) = GUIDE.samples(heading="Simulate")
     executed(code)["test_an_outage_of_ten_minutes_costs_few_requests"]()
 
@@ -50,8 +50,8 @@ def test_the_log_that_tuning_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert recording.has_images
 
 
-def test_the_recordings_own_format() -> None:
-    """The four lines are two calls: one that fell back, and one that the breaker rejected."""
+def test_the_sample_of_the_recording_format() -> None:
+    """The four lines are two calls: one fell back, and the breaker rejected the other one."""
     (lines,) = GUIDE.samples("json")
     recording = gather(read_rows(lines.splitlines(), Counter()))
     assert len(recording.asked) == 2
