@@ -78,7 +78,7 @@ SETTINGS: dict[str, Any] = {"ipm": 600_000, "max_retries": 2, "retry_base_delay"
 
 
 def test_every_metric_of_rules_and_panels_is_exported() -> None:
-    """A renamed metric would silence an alert without an error."""
+    """After a metric was renamed, its alert would never fire, without an error."""
     queries = " ".join([*dashboard_queries().values(), (SOURCE / "alerts.yml").read_text(), " "])
     asked = set(METRIC.findall(queries)) - {"imagegen_operation_duration_seconds"}
 
@@ -101,7 +101,7 @@ def test_every_metric_of_rules_and_panels_is_exported() -> None:
 
 @needs_prometheus
 def test_the_rules_pass_their_unit_tests(tmp_path: Path) -> None:
-    """Each alert fires when it should, and not before."""
+    """Each alert fires at the expected time, and not earlier."""
     write_files(tmp_path)
     shutil.copy(RULE_TESTS, tmp_path)
     done = subprocess.run(
