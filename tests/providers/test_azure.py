@@ -48,7 +48,7 @@ def failing(answer: Any, **options: Any) -> ImageGenerationError:
 
 
 def test_a_token_of_entra_id_is_sent() -> None:
-    """With the scope of Azure AI, and to the v1 API with the deployment as the model."""
+    """The token has the scope of Azure AI; the v1 API gets the deployment as the model."""
     credential = FixedCredential()
     server = asyncio.run(one_request(credential=credential))
     (request,) = server.requests
@@ -60,7 +60,7 @@ def test_a_token_of_entra_id_is_sent() -> None:
 
 
 def test_a_key_is_sent() -> None:
-    """No credential is looked up then."""
+    """With a key no credential is looked up."""
     server = asyncio.run(one_request(api_key=AZURE_KEY))
     assert server.requests[0].headers["authorization"] == f"Bearer {AZURE_KEY}"
 
@@ -85,7 +85,7 @@ def test_edits_go_to_the_v1_api() -> None:
     ],
 )
 def test_the_v1_path_is_appended_if_missing(endpoint: str, address: str) -> None:
-    """The portal shows the resource's address in several forms."""
+    """The portal shows the address of a resource in several forms."""
     assert azure_address("azure", endpoint) == address
     assert AzureProvider(endpoint=endpoint, api_key="k").endpoint.any_vendor is False
 
@@ -98,13 +98,13 @@ def test_the_v1_path_is_appended_if_missing(endpoint: str, address: str) -> None
     ],
 )
 def test_the_address_of_a_deployment_is_refused(endpoint: str) -> None:
-    """The text says which address is needed."""
+    """The error states which address is needed."""
     with pytest.raises(ConfigurationError, match="azure: the endpoint must be the resource's"):
         AzureProvider(endpoint=endpoint, api_key="k")
 
 
-def test_virtual_time_stands_still_while_a_token_is_fetched() -> None:
-    """As for any other work in a thread: a deadline does not pass meanwhile."""
+def test_virtual_time_does_not_advance_while_a_token_is_fetched() -> None:
+    """As for other work in a thread, no deadline passes meanwhile."""
 
     class Slow(FixedCredential):
         def get_token(self, *scopes: str) -> Any:
@@ -134,7 +134,7 @@ def test_virtual_time_stands_still_while_a_token_is_fetched() -> None:
     ],
 )  # fmt: skip
 def test_a_failed_token_is_a_failure_of_the_account(failure: Exception, reason: str) -> None:
-    """A server that cannot be reached is temporary; anything else concerns the account."""
+    """An unreachable token server is a connection failure; any other error concerns the account."""
     error = failing(GOOD["openai"], credential=FixedCredential(failure))
     assert (error.reason, error.account_wide) == (reason, reason == "unauthenticated")
     assert error.vendor_error == type(failure).__name__
@@ -164,14 +164,14 @@ def test_a_failed_token_is_a_failure_of_the_account(failure: Exception, reason: 
     ],
 )  # fmt: skip
 def test_azure_errors(status: int, body: dict[str, Any], reason: str, account_wide: bool) -> None:
-    """Azure's codes have the reasons of OpenAI's."""
+    """Azure's error codes have the same reasons as OpenAI's."""
     error = failing(http(status, {"error": body}))
     assert (error.reason, error.account_wide) == (reason, account_wide)
     assert error.retry_after == (9 if reason == "rate_limited" else None)
 
 
 def test_no_log_or_traceback_has_key_or_token(caplog: pytest.LogCaptureFixture) -> None:
-    """Neither at level DEBUG of all loggers, nor in a traceback with local variables."""
+    """Neither log records of level DEBUG nor tracebacks with local variables contain them."""
     caplog.set_level(logging.DEBUG)
     for secret, options in ((ENTRA_TOKEN, {}), (AZURE_KEY, {"api_key": AZURE_KEY})):
         body = {"code": "401", "message": f"Access denied for {secret}"}
@@ -184,7 +184,7 @@ def test_no_log_or_traceback_has_key_or_token(caplog: pytest.LogCaptureFixture) 
 def test_azure_identity_fetches_tokens_of_a_managed_identity(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The real DefaultAzureCredential, against App Service's identity endpoint."""
+    """The real DefaultAzureCredential uses App Service's identity endpoint."""
 
     def answer(request: Received) -> bytes:
         if request.path.startswith("/msi/token"):
@@ -219,7 +219,9 @@ def test_azure_identity_fetches_tokens_of_a_managed_identity(
 def test_a_chain_of_credentials_that_reaches_no_server_is_a_connection_failure(
     monkeypatch: pytest.MonkeyPatch, selected: str, reason: str
 ) -> None:
-    """Only if a member asked for a token: one that is not set up says nothing about the network."""
+    """A member of the chain must have requested a token: one that is not configured proves
+    nothing about the network.
+    """
     monkeypatch.setenv("IDENTITY_ENDPOINT", "http://127.0.0.1:9/msi/token")
     monkeypatch.setenv("IDENTITY_HEADER", "identity-secret")
     monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", selected)
@@ -233,7 +235,9 @@ def test_a_chain_of_credentials_that_reaches_no_server_is_a_connection_failure(
 def test_a_token_that_azure_rejects_is_replaced_by_a_new_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The real DefaultAzureCredential would return the rejected one again from its cache."""
+    """The rejected token is not returned again from the cache of the real
+    DefaultAzureCredential.
+    """
     issued: list[str] = []
     sent: list[str] = []
 
@@ -266,7 +270,7 @@ def test_a_token_that_azure_rejects_is_replaced_by_a_new_one(
 def test_without_azure_identity_the_error_names_key_and_extra(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """At construction, not in the first request."""
+    """The error is raised at construction, not by the first request."""
 
     def missing(name: str) -> None:
         raise ModuleNotFoundError(name)
@@ -282,7 +286,7 @@ def test_without_azure_identity_the_error_names_key_and_extra(
 
 
 def test_a_route_without_an_endpoint_is_off() -> None:
-    """As without a key elsewhere."""
+    """A missing endpoint has the same effect as a missing key."""
     assert build("azure", Settings()) is None
 
 
@@ -293,7 +297,7 @@ def test_a_route_without_an_endpoint_is_off() -> None:
 def test_shared_variables_are_checked_only_where_they_are_used(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
-    """They may be another program's."""
+    """Invalid values may be meant for another program."""
     monkeypatch.setenv(variable, value)
     settings = Settings()
     with pytest.raises(ConfigurationError, match=variable):

@@ -111,7 +111,7 @@ SHAPES = st.one_of(
 @example(openai_body(data=[{"b64_json": f'{PNG64}"{PNG64}'}]), 16, [], True)
 @example(google_body({"inlineData": {"data": PNG64}, "text": f'"{PNG64}'}), 16, [30, 90], True)
 @example({PNG64: None, "error": PNG64}, 16, [], False)
-def test_what_is_decoded_on_the_way_changes_no_answer(
+def test_incremental_decoding_does_not_change_the_result(
     value: Any, long: int, cuts: list[int], ascii_only: bool
 ) -> None:
     """JSON that is cut into any parts gives the same result as parsed as a whole."""
@@ -126,7 +126,7 @@ def test_what_is_decoded_on_the_way_changes_no_answer(
 
 @settings(max_examples=300)
 @given(st.lists(st.one_of(st.binary(max_size=20), st.sampled_from([b'"', b"\\", PNG64.encode()]))))
-def test_any_bytes_are_taken_in(parts: list[bytes]) -> None:
+def test_any_bytes_are_accepted(parts: list[bytes]) -> None:
     """No bytes raise an error, and bytes that cannot be base64 are kept completely."""
     body = body_of(*parts, long=8)
     given_bytes = b"".join(parts)

@@ -371,7 +371,7 @@ def test_an_error_is_found_in_any_wrapping(vendor: str, body: Any) -> None:
     assert failure.message == "gone wrong"
 
 
-def test_words_beside_an_error_that_is_one_word_are_the_message() -> None:
+def test_the_field_beside_a_code_is_the_message() -> None:
     """If ``error`` is a code, the field beside it is the message."""
     failure = look_up("openai", 429, {"error": "insufficient_quota", "message": "gone wrong"})
     assert (failure.reason, failure.message) == (Reason.QUOTA_EXHAUSTED, "gone wrong")
@@ -497,7 +497,7 @@ def test_a_prompt_that_is_a_code_takes_no_code_away(vendor: str, prompt: str) ->
         error("Model input image file 3 not found in upload.", code="invalid_image_file"),
     ],
 )
-def test_what_else_was_not_found_is_not_the_model(body: Any) -> None:
+def test_a_missing_object_other_than_the_model_is_a_bad_request(body: Any) -> None:
     """A 400 about something else that was not found is not reported as a missing model."""
     assert look_up("openai", 400, body).reason is Reason.INVALID_REQUEST
 
@@ -510,7 +510,7 @@ def test_what_else_was_not_found_is_not_the_model(body: Any) -> None:
         ("insufficient_quota", Reason.QUOTA_EXHAUSTED),
     ],
 )
-def test_a_relays_500_is_what_its_code_says(vendor: str, code: str, reason: Reason) -> None:
+def test_a_relays_500_is_classified_by_its_code(vendor: str, code: str, reason: Reason) -> None:
     """A refusal or an exhausted account with a 500 is classified by its code."""
     assert look_up(vendor, 500, error("x", code=code)).reason is reason
 
@@ -560,7 +560,9 @@ def test_digits_and_quoted_words_decide_nothing(vendor: str, message: str) -> No
         ("error code: 524", Reason.TIMEOUT),
     ],
 )
-def test_an_error_inside_a_200_counts_as_what_it_is(vendor: str, body: Any, reason: Reason) -> None:
+def test_an_error_inside_a_200_is_classified_by_its_code(
+    vendor: str, body: Any, reason: Reason
+) -> None:
     """A code inside a 200 replaces the status; an error without a code is a server error."""
     assert look_up(vendor, 200, body).reason is reason
 
@@ -572,7 +574,7 @@ def test_a_redirection_stays_one(vendor: str) -> None:
 
 
 @VENDORS
-def test_hints_count_only_where_they_can_be_believed(vendor: str) -> None:
+def test_implausible_hints_are_ignored(vendor: str) -> None:
     """Short hints of an exhausted quota and hints of a refusal are ignored."""
     hint = {"retry-after": "7"}
     assert look_up(vendor, 503, error("x"), headers=hint).retry_after == 7
@@ -668,7 +670,7 @@ LOCAL = {httpx2.PoolTimeout, httpx2.LocalProtocolError, httpx2.UnsupportedProtoc
 
 
 @pytest.mark.parametrize("kind", sorted(_subclasses(httpx2.RequestError), key=str), ids=str)
-def test_every_transport_exception_has_its_place(kind: type[httpx2.RequestError]) -> None:
+def test_every_transport_exception_is_classified(kind: type[httpx2.RequestError]) -> None:
     """Each httpx2 request error has a reason or is explicitly a local failure."""
     reason = transport_reason(kind("x"))
     if kind in LOCAL:
@@ -701,7 +703,7 @@ def test_a_wrapped_exception_counts_as_its_cause(
     assert transport_reason(cause) is reason
 
 
-def test_running_out_of_our_own_resources_is_local() -> None:
+def test_exhausted_local_resources_are_a_local_failure() -> None:
     """Too many open files is a local failure, although it looks like a failed connection."""
     failed = httpx2.ConnectError("All connection attempts failed")
     failed.__cause__ = ExceptionGroup("x", [OSError(errno.EMFILE, "Too many open files")])
@@ -771,7 +773,7 @@ def test_a_request_was_never_sent_if_no_connection_was_made(
     ("prompt", "left"),
     [("short", "short"), ("sixsix", ""), ("exactly sixteen!", "a , b")],
 )
-def test_how_long_a_prompt_must_be_to_be_known_as_an_echo(prompt: str, left: str) -> None:
+def test_minimum_lengths_of_an_echoed_prompt(prompt: str, left: str) -> None:
     """A prompt is an echo from 6 characters as a sentence, and from 16 anywhere."""
     message = prompt if len(prompt) < 16 else f"a {prompt}, b"
     found = VendorError.read(400, {}, json.dumps(error(message)).encode(), prompt)
@@ -786,7 +788,7 @@ def test_a_word_longer_than_any_code_is_ignored(length: int, *, kept: bool) -> N
     assert found.raw_codes == ((word,) if kept else ())
 
 
-def test_only_what_begins_a_line_is_taken_off_as_a_prefix() -> None:
+def test_a_status_is_removed_at_the_start_of_a_line_only() -> None:
     """A status within a sentence is not removed as a prefix."""
     body = json.dumps(error("HTTP 400: the http 500 rule\n[x] status: none\n-http 5")).encode()
     assert VendorError.read(400, {}, body).normalized_message == "the http 500 rule\nnone\n-http 5"

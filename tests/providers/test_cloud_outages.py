@@ -78,7 +78,7 @@ def play(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Telem
 def test_vertex_serves_the_same_model_while_the_gemini_api_fails(
     play: Callable[..., Telemetry], fault: Fault, reason: str
 ) -> None:
-    """Spans tell the cause, and the endpoint that failed and the endpoint that served."""
+    """Spans have the cause, the failed endpoint and the serving endpoint."""
 
     async def scene(app: Emulator, client: ImageClient, server: EmulatorServer) -> None:
         app.google.set(fault)
@@ -103,7 +103,7 @@ def test_vertex_serves_the_same_model_while_the_gemini_api_fails(
 def test_openai_serves_while_both_google_endpoints_are_down(
     play: Callable[..., Telemetry],
 ) -> None:
-    """The next vendor comes after the same model's endpoints."""
+    """The next vendor is asked after all endpoints of the model."""
 
     async def scene(app: Emulator, client: ImageClient, server: EmulatorServer) -> None:
         app.google.set(faults.overload())
@@ -151,7 +151,7 @@ def test_azure_serves_while_openais_account_has_no_credit(
 def test_failures_of_the_clouds(
     play: Callable[..., Telemetry], service: str, fault: Fault, reason: str
 ) -> None:
-    """Each has its reason, over the emulator's paths."""
+    """Each failure has its reason, over the emulator's paths."""
 
     async def scene(app: Emulator, client: ImageClient, server: EmulatorServer) -> None:
         getattr(app, service).set(fault)
@@ -166,7 +166,7 @@ def test_failures_of_the_clouds(
 def test_a_deployment_that_does_not_exist_is_model_not_found(
     play: Callable[..., Telemetry],
 ) -> None:
-    """The emulator knows only the deployments that it was given."""
+    """The emulator has only the deployments with which it was created."""
 
     async def scene(app: Emulator, client: ImageClient, server: EmulatorServer) -> None:
         with pytest.raises(ProviderError, match=f"azure {FLARE}: 404 NOT_FOUND") as caught:
@@ -190,7 +190,7 @@ def test_a_deployment_that_does_not_exist_is_model_not_found(
 def test_faults_of_the_token_server(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: Fault, reason: str
 ) -> None:
-    """They lead to the next route, and once the server is back, Vertex AI serves again."""
+    """A failing token server leads to the next route, and Vertex AI serves again afterwards."""
     monkeypatch.setattr("google.auth._exponential_backoff.time.sleep", lambda _: None)
 
     async def main() -> None:
@@ -213,7 +213,7 @@ def test_faults_of_the_token_server(
 
 
 def test_two_projects_have_limits_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each provider has its own pace, concurrency and time limit."""
+    """Each provider has its own rate limit, concurrency and time limit."""
     monkeypatch.setenv("IMAGE_GEN_VERTEX_IPM", "20")
     monkeypatch.setenv("IMAGE_GEN_VERTEX_MAX_CONCURRENT", "2")
     monkeypatch.setenv("IMAGE_GEN_AZURE_TIMEOUT", "99")

@@ -1,4 +1,4 @@
-"""Services with OpenAI's API that are not OpenAI: xAI, Together, a proxy, a server of one's own."""
+"""Services with OpenAI's API that are not OpenAI: xAI, Together, a proxy, or a private server."""
 
 from __future__ import annotations
 
@@ -51,7 +51,10 @@ def with_vendor(
 
 
 def test_a_strict_vendor_serves_an_unknown_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It gets model and prompt only; the image is fitted by its real size, at unknown cost."""
+    """The request has model and prompt only.
+
+    The image is fitted by its real size, and its cost is unknown.
+    """
 
     async def scene(client: ImageClient, app: Emulator) -> None:
         result = await client.generate("a lighthouse", aspect_ratio="9:16", resolution="2K")
@@ -67,7 +70,9 @@ def test_a_strict_vendor_serves_an_unknown_model(monkeypatch: pytest.MonkeyPatch
 
 
 def test_no_option_makes_a_strict_vendor_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library does what it can do itself, reports the rest, and asks once for each image."""
+    """The library applies the options that it can, reports the others, and sends a request for
+    each image.
+    """
 
     async def scene(client: ImageClient, app: Emulator) -> None:
         result = await client.generate(
@@ -86,7 +91,7 @@ def test_no_option_makes_a_strict_vendor_fail(monkeypatch: pytest.MonkeyPatch) -
 def test_references_are_dropped_and_an_edit_goes_to_another_route(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Such a service has no endpoint for them, and the result says so."""
+    """The service has no endpoint for references, and the result lists them."""
 
     async def scene(client: ImageClient, app: Emulator) -> None:
         reference = {"image_base64": PICTURE, "mime_type": "image/png"}
@@ -105,7 +110,7 @@ def test_references_are_dropped_and_an_edit_goes_to_another_route(
 
 
 def test_vendor_options_are_sent_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are an explicit wish."""
+    """Vendor options are sent unchanged, because the caller asked for them explicitly."""
 
     async def scene(client: ImageClient, app: Emulator) -> None:
         options = {"openai": {"response_format": "b64_json"}}
@@ -134,7 +139,7 @@ prices = {per_image = 0.07}
 def test_a_row_of_the_model_file_decides_what_is_sent(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Size, quality, options, references, the form of the response and the price."""
+    """The row determines size, quality, options, references, response format and price."""
     (tmp_path / "models.toml").write_text(MODELS)
     received: list[Received] = []
 
@@ -186,7 +191,7 @@ def test_a_row_of_the_model_file_decides_what_is_sent(
 
 
 def linking(server: list[RawServer], location: str) -> Callable[[Received], bytes]:
-    """Return a service that answers with the address of its image, {} in ``location``."""
+    """Return a service that responds with the address of its image, {} in ``location``."""
 
     def answer(request: Received) -> bytes:
         if request.path.endswith("/generations"):
@@ -211,7 +216,9 @@ def linking(server: list[RawServer], location: str) -> Callable[[Received], byte
 def test_an_address_in_place_of_the_image_is_loaded(
     monkeypatch: pytest.MonkeyPatch, location: str, cause: str | None
 ) -> None:
-    """Without the key, and from a private network only at the service's own address."""
+    """The image is loaded without the key, and from a private network only at the service's own
+    address.
+    """
 
     async def main() -> None:
         servers: list[RawServer] = []

@@ -51,7 +51,7 @@ ONCE = {vendor: http(200, body, {"connection": "close"}) for vendor, body in
 
 
 class Names:
-    """Replaces the system's resolver: names have addresses, hang until the end, or are unknown."""
+    """A resolver whose names have addresses, hang until the end, or are unknown."""
 
     def __init__(self) -> None:
         self.known: dict[str, list[str]] = {}
@@ -451,7 +451,7 @@ def test_a_file_for_tls_that_cannot_be_used_is_a_wrong_setting(
 
 
 @VENDORS
-def test_a_proxys_refusal_says_so_without_its_password(
+def test_the_error_of_a_proxy_does_not_contain_its_password(
     vendor: str, names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error has the proxy's status, but not its echo of the credentials."""

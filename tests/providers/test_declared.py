@@ -1,4 +1,4 @@
-"""Declared providers: names, kinds, accounts and limits by variable, and routes through them."""
+"""Declared providers: their names, kinds, accounts and limits, and routes that use them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def serve(
 
 
 def test_a_declared_account_serves_under_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has its own key, address and limits; telemetry names the API that it speaks."""
+    """It has its own key, address and limits, and telemetry names the API that it uses."""
     events = RecordingSink()
     result, server = serve(
         GOOD["google"], monkeypatch, events,
@@ -64,7 +64,10 @@ def test_a_declared_account_serves_under_its_own_name(monkeypatch: pytest.Monkey
 def test_a_deployment_is_sent_under_its_name_and_treated_as_its_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The endpoint gets the deployment; size, quality, price and telemetry are the model's."""
+    """The endpoint gets the deployment's name.
+
+    Size, quality, price and telemetry are the model's.
+    """
     events = RecordingSink()
     result, server = serve(
         GOOD["openai"], monkeypatch, events,
@@ -82,7 +85,7 @@ def test_a_deployment_is_sent_under_its_name_and_treated_as_its_model(
 def test_a_billing_error_opens_the_routes_of_that_account_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Another account of the same vendor serves, and another model of the closed one is skipped."""
+    """All models of the account are skipped, and another account of the same vendor serves."""
     poor = {"error": {"message": "You exceeded your current quota", "code": "insufficient_quota"}}
 
     def answer(request: Received) -> bytes:
@@ -130,7 +133,7 @@ def test_limits_fall_back_to_those_of_the_kind(monkeypatch: pytest.MonkeyPatch) 
 def test_a_keyword_replaces_the_providers_of_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As for every other setting."""
+    """A keyword takes precedence, as for every other setting."""
     monkeypatch.setenv("IMAGE_GEN_PROVIDER_A", "google")
     settings = Settings(providers={"b": {"kind": "openai", "api_key": "hidden", "ipm": 5}})
     assert set(settings.providers) == {"b"}
@@ -162,7 +165,7 @@ def test_a_keyword_replaces_the_providers_of_the_environment(
 def test_a_wrong_declaration_names_the_variable(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
 ) -> None:
-    """It is found at the start."""
+    """The error is raised at startup."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigurationError) as caught:
@@ -180,20 +183,20 @@ def test_a_wrong_declaration_names_the_variable(
     ],
 )
 def test_a_wrong_keyword_names_its_replacement(providers: Any, message: str) -> None:
-    """Each value has one place."""
+    """Each value has one place, and the error names it."""
     with pytest.raises(ConfigurationError) as caught:
         Settings(providers=providers)
     assert message in str(caught.value)
 
 
 def test_an_undeclared_name_in_a_route_is_an_error() -> None:
-    """The text lists the known names and the way to declare another one."""
+    """The error lists the known names, and how to declare another one."""
     with pytest.raises(ConfigurationError, match=r"names b; known.*a, azure.*IMAGE_GEN_PROVIDER_"):
         ImageClient(Settings(routes="b:m", providers={"a": {"kind": "google"}}))
 
 
 def test_a_name_in_upper_case_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names are in upper case only in variables."""
+    """Names are written in upper case only in variables, and the error states this."""
     message = r"names Google \(a name is in lower case here: google\); known providers: azure, goo"
     with pytest.raises(ConfigurationError, match=f"IMAGE_GEN_ROUTES {message}"):
         ImageClient(Settings(routes=f"Google:{PRO}"))
@@ -210,7 +213,7 @@ def test_a_name_in_upper_case_is_explained(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_variable_that_the_kind_does_not_have_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With the kind that has it, and without the value."""
+    """The warning names the kind that has the variable, and does not show the value."""
     monkeypatch.setenv("IMAGE_GEN_PROVIDER_GOOGLE_B", "Google")
     monkeypatch.setenv("GOOGLE_B_PROJECT", "planted-project")
     monkeypatch.setenv("GOOGLE_B_LOCATION", " ")
@@ -231,8 +234,8 @@ _NAMES = st.from_regex("[a-z][a-z0-9_]{0,12}", fullmatch=True)
 
 
 @given(_NAMES, _NAMES)
-def test_variables_of_two_names_never_meet(one: str, other: str) -> None:
-    """No value set for one declared provider is read for another one."""
+def test_variables_of_two_providers_never_collide(one: str, other: str) -> None:
+    """A value that is set for one declared provider is not read for another one."""
     assume(one != other)
     fields: ProviderArguments = {"kind": "google", "api_key": "k", "ipm": 5}
     try:
@@ -248,7 +251,7 @@ def test_variables_of_two_names_never_meet(one: str, other: str) -> None:
 
 
 def test_a_name_keeps_its_deployment_in_copies() -> None:
-    """It compares as the model."""
+    """A copied name keeps the deployment, and compares as the model."""
     name = ModelName("gpt-image-2", "mine")
     for each in (name, copy.deepcopy(name), pickle.loads(pickle.dumps(name))):
         assert (each, deployment_of(each)) == ("gpt-image-2", "mine")

@@ -1,4 +1,4 @@
-"""The providers against the in-memory emulator: every response shape and status."""
+"""The providers with the in-memory emulator: every response variant and status."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def _client(tracer_provider: TracerProvider | None = None, **settings: Any) -> I
     return ImageClient(given, providers=[provider], tracer_provider=tracer_provider)
 
 
-def test_results_list_what_was_added_to_the_prompt() -> None:
+def test_results_list_the_prompt_hints() -> None:
     """Each prompt hint is listed in the adjustments; without hints the list is empty."""
 
     async def adjustments(**settings: Any) -> tuple[str, ...]:
@@ -173,7 +173,7 @@ def test_models_without_image_sizes_get_none() -> None:
     assert request.json["generationConfig"]["imageConfig"] == {"aspectRatio": "9:16"}
 
 
-def test_a_ratio_the_model_does_not_know_becomes_its_nearest() -> None:
+def test_an_unsupported_ratio_becomes_the_nearest_one() -> None:
     """A ratio such as 1:8 becomes the nearest one that the model supports."""
     config = sent(ImageRequest(PROMPT, aspect_ratio="1:8")).json["generationConfig"]
     assert config["imageConfig"]["aspectRatio"] == "9:16"
@@ -195,7 +195,7 @@ def test_references_arrive_byte_for_byte(operation: Any) -> None:
     assert [base64.b64decode(blob["data"]) for blob in blobs] == [data for data, _ in samples]
 
 
-def test_the_environment_does_not_change_where_it_sends(
+def test_the_environment_does_not_change_the_address(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Variables for Vertex AI, API versions, addresses, replays and other keys have no effect."""

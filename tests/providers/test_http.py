@@ -137,7 +137,7 @@ def test_badly_compressed_answers_are_invalid(vendor: str) -> None:
 @pytest.mark.parametrize(
     "body", [b"\xff\xfe\x00\x81", b"[" * 200_000, b'"\xed\xa0\x80"'], ids=["bytes", "deep", "utf8"]
 )
-def test_bodies_that_sdks_stumble_over(vendor: str, body: bytes) -> None:
+def test_bodies_that_the_sdks_cannot_parse(vendor: str, body: bytes) -> None:
     """A 503 is an overload even if the SDK fails to parse its body."""
     error = failing(vendor, http(503, body))
     assert (error.reason, error.status) == (Reason.OVERLOADED, 503)
@@ -190,7 +190,7 @@ def test_nothing_secret_is_logged(vendor: str, caplog: pytest.LogCaptureFixture)
 
 
 @VENDORS
-def test_leaving_closes_the_connection(vendor: str) -> None:
+def test_a_cancelled_request_closes_its_connection(vendor: str) -> None:
     """A caller that runs out of time closes the connection and gets its own TimeoutError."""
 
     async def main() -> None:
@@ -228,7 +228,9 @@ def test_connections_are_kept_and_closed(vendor: str) -> None:
 
 
 @VENDORS
-def test_what_takes_long_is_read_in_a_thread(vendor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_response_is_parsed_in_a_thread(
+    vendor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A response that could not be decoded incrementally does not block the event loop."""
     big = PNG + bytes(1_000_000)
     threads: list[str] = []
@@ -331,7 +333,7 @@ def _client() -> CapturingClient:
     )
 
 
-def test_the_answer_is_kept_from_the_sdk() -> None:
+def test_the_sdk_does_not_get_the_image() -> None:
     """The SDK does not get an image's bytes; without an exchange the client behaves normally."""
 
     async def main() -> None:

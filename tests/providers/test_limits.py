@@ -137,7 +137,7 @@ def test_unpacking_leaves_the_event_loop_free(vendor: str) -> None:
 
 @VENDORS
 @pytest.mark.parametrize("status", [200, 429])
-def test_what_was_compressed_twice_is_not_unpacked(vendor: str, status: int) -> None:
+def test_a_body_compressed_twice_is_rejected(vendor: str, status: int) -> None:
     """Double compression is rejected, because its cost cannot be bounded by its output."""
     empty = zlib.compressobj(wbits=31)
     silent = empty.compress(b"") + b"\0\0\0\xff\xff" * 100
@@ -189,7 +189,7 @@ def endless(vendor: str, head: bytes, piece: bytes) -> ImageGenerationError:
 
 
 @VENDORS
-def test_an_answer_without_an_end_is_left(vendor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_response_is_aborted(vendor: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection is closed when the limit is exceeded."""
     monkeypatch.setattr(http_client, "_MAX_ANSWER", 1_000_000)
     error = endless(vendor, b"HTTP/1.1 200 OK", b" " * 65536)
@@ -197,7 +197,7 @@ def test_an_answer_without_an_end_is_left(vendor: str, monkeypatch: pytest.Monke
 
 
 @VENDORS
-def test_an_error_without_an_end_counts_by_its_status(vendor: str) -> None:
+def test_an_endless_error_body_is_classified_by_its_status(vendor: str) -> None:
     """Of an endless error body a megabyte is read; status and headers classify the error."""
     error = endless(vendor, b"HTTP/1.1 429 Slow down\r\nretry-after: 9", b"please wait " * 6000)
     assert (error.reason, error.status, error.retry_after) == (Reason.RATE_LIMITED, 429, 9)
@@ -205,7 +205,7 @@ def test_an_error_without_an_end_counts_by_its_status(vendor: str) -> None:
 
 
 @VENDORS
-def test_an_error_that_trickles_counts_by_its_status(
+def test_a_slow_error_body_is_classified_by_its_status(
     vendor: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A slow error body is read up to the time limit, and classified by its status."""
@@ -236,7 +236,7 @@ def test_an_error_that_trickles_counts_by_its_status(
 
 
 @VENDORS
-def test_an_error_that_is_compressed_twice_gives_its_connection_back(vendor: str) -> None:
+def test_an_error_compressed_twice_releases_its_connection(vendor: str) -> None:
     """Such errors do not use up the provider's connections."""
     twice = http(500, b"x" * 100, {"content-encoding": "gzip, gzip"})
 

@@ -55,7 +55,7 @@ def test_a_relays_path_and_query_are_kept(references: Any) -> None:
         ("gpt-image-2", "low", "low"),
     ],
 )
-def test_quality_is_what_the_model_has(model: str, asked: str, used: str) -> None:
+def test_quality_is_limited_to_that_of_the_model(model: str, asked: str, used: str) -> None:
     """Qualities above high are sent as high if the model does not have them."""
     assert sent(ImageRequest(PROMPT), model, quality=asked).json["quality"] == used
 
@@ -96,7 +96,7 @@ def test_references_are_uploaded_byte_for_byte(operation: Any) -> None:
     }
 
 
-def test_the_environment_does_not_change_where_it_sends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_does_not_change_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
     """Variables for address, organization, project or key have no effect."""
     for name, value in {
         "OPENAI_BASE_URL": "http://127.0.0.1:1",

@@ -1,4 +1,4 @@
-"""Partial images: OpenAI's event streams and their failures through the real SDK."""
+"""Partial images: OpenAI's event streams and their failures, through the real SDK."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_vendor_options_cannot_start_a_stream(name: str) -> None:
         run(ask("openai", None, ImageRequest(PROMPT, vendor_options={"openai": {name: 1}})))
 
 
-def test_a_server_without_streams_is_understood() -> None:
+def test_a_server_without_streams_is_supported() -> None:
     """A relay that ignores the parameter returns the image in one response."""
     one = Streamed()
     run(one.wait_for(ask("openai", GOOD["openai"], one.request())))
@@ -207,7 +207,7 @@ def test_a_server_without_streams_is_understood() -> None:
     ],
     ids=["done", "others", "pings", "empty", "crlf", "no-names", "no-end", "late-error", "twice"],
 )
-def test_variants_of_a_stream_are_understood(events: str) -> None:
+def test_variants_of_a_stream_are_supported(events: str) -> None:
     """Streams of relays, with added and missing parts, give one image and one preview."""
     one = answered(events)
     assert one.result is not None, one.error

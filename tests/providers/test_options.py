@@ -1,4 +1,4 @@
-"""Options of a request reach each vendor that has them, and are reported where a vendor has not."""
+"""Options of a request are sent to each vendor that supports them, and are reported otherwise."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ BODIES = {
 def test_without_options_requests_are_unchanged_byte_for_byte(
     vendor: str, options: dict[str, Any]
 ) -> None:
-    """An option that is None is the same as one that is left out."""
+    """An option that is None is equivalent to an omitted one."""
 
     async def scenario(wire: Wire) -> list[bytes]:
         client = wire.client
@@ -118,7 +118,7 @@ def test_without_options_requests_are_unchanged_byte_for_byte(
 def test_an_option_is_sent_to_each_vendor_that_has_it(
     options: dict[str, Any], google: dict[str, Any], openai: dict[str, Any], way: str
 ) -> None:
-    """Directly and through a fallback; a vendor that lacks it gets nothing more than without it."""
+    """Directly or after a fallback, the request of a vendor that lacks the option is unchanged."""
 
     async def scenario(wire: Wire) -> tuple[dict[str, Any], ...]:
         for chosen in ({}, options):
@@ -152,7 +152,7 @@ def test_an_option_is_sent_to_each_vendor_that_has_it(
 def test_an_option_that_the_serving_vendor_lacks_is_reported(
     options: dict[str, Any], missing: list[str]
 ) -> None:
-    """The vendor that served counts, not the one that was left."""
+    """The adjustments depend on the vendor that served, not on the one that failed."""
     vendor = missing[0].split()[0]
 
     async def scenario(wire: Wire) -> ImageResult:
@@ -167,7 +167,7 @@ def test_an_option_that_the_serving_vendor_lacks_is_reported(
 @pytest.mark.parametrize("wanted", OUTPUT_FORMATS)
 @pytest.mark.parametrize("way", ["google", "openai", "fallback"])
 def test_the_output_format_is_delivered_by_every_vendor(way: str, wanted: OutputFormat) -> None:
-    """Google delivers JPEG, which is converted; the note says so."""
+    """Google's JPEG is converted, and a note states this."""
 
     async def scenario(wire: Wire) -> ImageResult:
         if way == "fallback":
@@ -182,8 +182,8 @@ def test_the_output_format_is_delivered_by_every_vendor(way: str, wanted: Output
     assert not any("does not support" in each for each in result.adjustments)
 
 
-def test_compression_is_applied_here_where_the_vendor_does_not_support_it() -> None:
-    """Google's JPEG is encoded again; that of OpenAI was compressed by the vendor."""
+def test_compression_is_applied_locally_if_the_vendor_does_not_support_it() -> None:
+    """Google's JPEG is encoded again, and OpenAI compresses its own."""
 
     async def scenario(wire: Wire) -> list[ImageResult]:
         return [
@@ -216,7 +216,7 @@ def test_compression_is_applied_here_where_the_vendor_does_not_support_it() -> N
 def test_vertex_ai_encodes_png_and_jpeg(
     options: dict[str, Any], sent: dict[str, Any] | None
 ) -> None:
-    """A WebP is made here of what it delivers, in the requested quality."""
+    """A WebP is converted locally, in the requested quality."""
     bodies: list[Any] = []
 
     def answer(request: httpx2.Request) -> httpx2.Response:
@@ -236,8 +236,8 @@ def test_vertex_ai_encodes_png_and_jpeg(
 
 
 @pytest.mark.parametrize("way", ["google", "openai", "fallback"])
-def test_a_transparent_background_is_delivered_where_a_vendor_has_it(way: str) -> None:
-    """It survives a fallback, padding and conversion; Google delivers an opaque image."""
+def test_a_transparent_background_is_delivered(way: str) -> None:
+    """It is kept by fallback, padding and conversion; Google delivers an opaque image."""
 
     async def scenario(wire: Wire) -> ImageResult:
         if way == "fallback":
@@ -255,7 +255,7 @@ def test_a_transparent_background_is_delivered_where_a_vendor_has_it(way: str) -
 
 
 def test_a_quality_that_a_model_lacks_is_reported() -> None:
-    """The next lower one is sent."""
+    """The next lower quality is requested."""
 
     async def scenario(wire: Wire) -> ImageResult:
         return await wire.client.generate("a fox", quality="max", model="gpt-image-2")
@@ -271,7 +271,7 @@ def test_a_quality_that_a_model_lacks_is_reported() -> None:
 def test_several_images_are_one_request_at_openai_and_one_each_at_google(
     way: str, requests: list[int | None]
 ) -> None:
-    """All of them are delivered in the requested format, and paid."""
+    """All images are delivered in the requested format, and their cost is added."""
 
     async def scenario(wire: Wire) -> ImageResult:
         if way == "fallback":
@@ -291,7 +291,7 @@ def test_several_images_are_one_request_at_openai_and_one_each_at_google(
 
 
 def test_each_image_of_one_call_has_another_seed() -> None:
-    """The vendor would return the same image for the same seed; numbers start again at the end."""
+    """Equal seeds would give equal images; seeds wrap around at the maximum."""
 
     async def scenario(wire: Wire) -> list[int]:
         await wire.client.generate("a fox", n=3, seed=7)
@@ -301,8 +301,8 @@ def test_each_image_of_one_call_has_another_seed() -> None:
     assert on_wire(scenario, routes=(GOOGLE_ROUTE,)) == [7, 8, 9, 2**31 - 1, 0]
 
 
-def test_fewer_images_from_openai_are_a_success_that_says_so() -> None:
-    """The vendor decides how many it delivers; nothing more is requested."""
+def test_fewer_images_from_openai_are_listed() -> None:
+    """The vendor decides how many images it returns, and no further request is sent."""
 
     async def scenario(wire: Wire) -> ImageResult:
         wire.app.openai.fail(faults.answer("several_images"))
@@ -331,7 +331,7 @@ def _edited(width: int = 64, height: int = 64) -> bytes:
 
 @pytest.mark.parametrize(("down", "served"), [(None, "openai"), ("openai", "google")])
 def test_routes_that_support_a_mask_are_asked_first(down: str | None, served: str) -> None:
-    """The others follow, and the result says that the mask was not used."""
+    """Other routes follow, and the result states that the mask was not used."""
 
     async def scenario(wire: Wire) -> tuple[ImageResult, list[Sent]]:
         if down is not None:
@@ -348,7 +348,7 @@ def test_routes_that_support_a_mask_are_asked_first(down: str | None, served: st
 
 
 def test_a_mask_needs_a_route_that_supports_it() -> None:
-    """Otherwise nothing is sent, and the error names the routes."""
+    """Otherwise no request is sent, and the error names the routes."""
 
     async def scenario(wire: Wire) -> None:
         with pytest.raises(InvalidRequestError, match="none of the routes google:gemini-3-pro"):
@@ -372,7 +372,7 @@ def test_a_mask_needs_a_route_that_supports_it() -> None:
 def test_a_mask_that_cannot_be_used_is_refused_before_anything_is_sent(
     mask: Any, text: str
 ) -> None:
-    """The error says what is wrong with it."""
+    """The error states the problem of the mask."""
 
     async def scenario(wire: Wire) -> None:
         with pytest.raises(InvalidRequestError) as caught:
@@ -385,7 +385,7 @@ def test_a_mask_that_cannot_be_used_is_refused_before_anything_is_sent(
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_a_mask_gets_the_size_of_the_image_that_is_sent(kind: str) -> None:
-    """An image that is made smaller takes its mask with it."""
+    """The mask of a shrunk image is shrunk, too."""
 
     async def scenario(wire: Wire) -> Sent:
         photo = encoded(noise(1200, 800), "PNG")
@@ -422,7 +422,7 @@ def test_a_mask_gets_the_size_of_the_image_that_is_sent(kind: str) -> None:
 def test_vendor_options_are_checked_for_every_vendor_before_anything_is_sent(
     fields: dict[str, Any], named: str
 ) -> None:
-    """A fallback cannot fail because of options that the first vendor does not get."""
+    """A fallback does not fail because of options that the first vendor does not get."""
 
     async def scenario(wire: Wire) -> None:
         with pytest.raises(InvalidRequestError, match=named):
@@ -456,9 +456,7 @@ def test_vendor_options_are_checked_for_every_vendor_before_anything_is_sent(
         ({"quality": "best"}, "quality 'best' is not allowed; use one of low, medium, high"),
     ],
 )
-def test_a_value_that_is_not_allowed_is_named_before_anything_is_sent(
-    options: dict[str, Any], text: str
-) -> None:
+def test_an_invalid_value_is_rejected_before_a_request(options: dict[str, Any], text: str) -> None:
     """The error has the option, the value and the allowed values."""
 
     async def scenario(wire: Wire) -> None:

@@ -89,7 +89,7 @@ def test_a_failed_build_is_tried_again() -> None:
     assert builds.count == 2
 
 
-def test_nothing_is_handed_out_after_closing() -> None:
+def test_a_closed_provider_opens_no_connections() -> None:
     """A closed provider raises an error instead of opening connections."""
 
     async def main() -> None:

@@ -42,7 +42,7 @@ class Throttled:
 
 @pytest.mark.parametrize("later", [False, True], ids=["argument", "attribute"])
 @pytest.mark.parametrize("wait", NONSENSE, ids=lambda wait: repr(wait)[:12])
-def test_a_wait_that_makes_no_sense_is_no_hint(wait: Any, later: bool) -> None:
+def test_an_invalid_wait_is_ignored(wait: Any, later: bool) -> None:
     """For an invalid hint the retry backs off, and no attempt, event or breaker has it."""
 
     async def scene(scenario: PipelineScenario) -> None:

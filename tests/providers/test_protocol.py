@@ -161,7 +161,7 @@ def test_adjustments_are_sentences() -> None:
 
 @pytest.mark.parametrize("images", [(), (TINY_PNG,), (GOOD.images[0], None)])
 def test_a_result_has_at_least_one_image(images: Any) -> None:
-    """A result without an image, or with something else among its images, is a bug."""
+    """A result without images, or with other objects among them, is a bug."""
 
     async def scene(scenario: PipelineScenario) -> None:
         answering(scenario, lambda: replace(GOOD, images=images))
@@ -174,7 +174,7 @@ def test_a_result_has_at_least_one_image(images: Any) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"not an image", TINY_PNG[:40], b"<html>busy</html>", b"\0" * 100]
 )
-def test_bytes_that_are_no_image_are_a_failure_of_the_service(data: bytes) -> None:
+def test_bytes_that_are_not_an_image_are_an_invalid_response(data: bytes) -> None:
     """An unusable response is retried once and then falls back."""
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -186,7 +186,7 @@ def test_bytes_that_are_no_image_are_a_failure_of_the_service(data: bytes) -> No
 
 
 @pytest.mark.parametrize("claimed", ["image/png", "image/webp", "", "text/plain; charset=x"])
-def test_a_claimed_type_is_not_believed(claimed: str) -> None:
+def test_the_type_of_an_image_is_detected(claimed: str) -> None:
     """The result has the type of the bytes, not the claimed type."""
     jpeg = encoded(Image.new("RGB", (90, 160)), "JPEG")
 
@@ -270,7 +270,7 @@ class Mute:
         (None, "provider NoneType needs a name"),
     ],
 )
-def test_what_is_no_provider_is_refused_at_once(provider: Any, text: str) -> None:
+def test_an_object_that_is_not_a_provider_is_rejected(provider: Any, text: str) -> None:
     """An object that is not a provider is rejected when the client is created."""
     with pytest.raises(TypeError, match=text):
         ImageClient(Settings(routes="google:gemini-3-pro-image"), providers=[provider])
@@ -314,14 +314,14 @@ def test_warm_up_and_close_may_be_ordinary_functions() -> None:
 def test_options_that_a_vendor_lacks_are_listed(
     vendor: str, options: dict[str, Any], ignored: list[str]
 ) -> None:
-    """A built-in provider serves the request without them and names each."""
+    """A built-in provider serves the request without those options, and lists each."""
     result = run(ask(vendor, GOOD_ANSWERS[vendor], ImageRequest("a fox", **options)))
     assert list(result.ignored_options) == ignored
     assert result.adjustments == ()
 
 
 def test_adjustments_of_a_provider_reach_the_caller() -> None:
-    """The result of the client lists them after the changes to the image."""
+    """The client's result lists them after the changes to the image."""
 
     async def scene(scenario: PipelineScenario) -> None:
         answering(scenario, lambda: replace(GOOD, adjustments=("google does not support mask",)))
@@ -389,7 +389,7 @@ def test_a_wrong_option_is_rejected_with_the_allowed_values(
 
 
 def test_a_second_account_of_a_vendor_uses_the_vendors_models() -> None:
-    """The account's name is free; limits, prices and sizes are the vendor's."""
+    """The account may have any name; limits, prices and sizes are the vendor's."""
     provider = GoogleProvider(api_key="key-of-b", name="google_b")
     assert provider.endpoint.vendor == "google"
     assert provider.endpoint.account != GoogleProvider(api_key="key-of-a").endpoint.account
@@ -400,7 +400,7 @@ def test_a_second_account_of_a_vendor_uses_the_vendors_models() -> None:
 
 
 def test_the_settings_for_a_vendor_hold_for_its_second_account() -> None:
-    """OpenAI's time limit and pace apply to a provider of any name for its account."""
+    """OpenAI's time and rate limits apply to a second account of any name."""
 
     async def main() -> None:
         provider = FakeProvider("openai_b", latency=100)
@@ -435,7 +435,7 @@ def test_a_model_of_another_vendor_is_an_error_for_a_second_account() -> None:
     run_virtual(main())
 
 
-def test_the_model_table_holds_for_a_second_account() -> None:
+def test_the_model_table_applies_to_a_second_account() -> None:
     """References beyond the vendor's limit are dropped, and the image has its price."""
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""Without variables of further endpoints nothing changes: requests, and modules that are loaded."""
+"""Without variables of further endpoints, requests and loaded modules are unchanged."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from cli_kit import environment
 from golden_requests import GOLDEN, recorded
 
 
-def test_requests_on_the_wire_are_as_recorded() -> None:
-    """Path, headers without versions, and the whole body, of both default providers.
+def test_requests_equal_the_recorded_ones() -> None:
+    """Path, headers without versions, and body of both default providers equal the recorded ones.
 
     They were recorded before Vertex AI, Azure and declared providers existed.
     """
@@ -47,8 +47,8 @@ def of_new_endpoints(modules: set[str]) -> set[str]:
     return {each for each in modules if each.startswith(NEW)}
 
 
-def test_a_client_loads_nothing_for_other_endpoints() -> None:
-    """Neither the import nor a new client."""
+def test_a_client_loads_no_module_of_other_endpoints() -> None:
+    """Neither the import nor a new client loads a package of another endpoint."""
     assert of_new_endpoints(loaded("import resilient_imagen")) == set()
     modules = loaded(CLIENT.format("pass"))
     assert "resilient_imagen.providers.google" in modules
@@ -59,7 +59,7 @@ def test_a_client_loads_nothing_for_other_endpoints() -> None:
 
 
 def test_a_warm_client_loads_what_the_sdks_load() -> None:
-    """No module of a credentials library beyond those that Google's own SDK imports."""
+    """Of credentials libraries it loads only the modules that Google's own SDK imports."""
     sdks = loaded("import openai\nfrom google import genai\ngenai.Client(api_key='AIza-key')")
     warm = loaded(CLIENT.format("await client.warm_up()"))
     assert "google.genai" in warm

@@ -58,7 +58,7 @@ def failing(folder: Path, answer: Any, **options: Any) -> ImageGenerationError:
 
 
 def test_a_request_has_token_project_and_location(tmp_path: Path) -> None:
-    """The path is that of Vertex AI, and the project is by default that of the credentials."""
+    """The path is that of Vertex AI, and the default project is that of the credentials."""
     server = asyncio.run(one_request(tmp_path, location="europe-west4"))
     token_request, request = server.requests
     assert token_request.path == "/token"
@@ -69,14 +69,17 @@ def test_a_request_has_token_project_and_location(tmp_path: Path) -> None:
     )
 
 
-def test_the_configured_project_wins(tmp_path: Path) -> None:
-    """A service account may use another project than its own; a base URL may state the version."""
+def test_the_configured_project_takes_precedence(tmp_path: Path) -> None:
+    """A service account may use another project than its own.
+
+    A base URL may contain the version.
+    """
     server = asyncio.run(one_request(tmp_path, project="123456789012"))
     assert "/v1beta1/projects/123456789012/locations/global/" in server.requests[1].path
 
 
 def test_references_are_sent_as_to_the_gemini_api(tmp_path: Path) -> None:
-    """The body is the same as the Gemini API's."""
+    """The body equals that of a request to the Gemini API."""
     request = ImageRequest(PROMPT, references=(reference(),))
     server = asyncio.run(one_request(tmp_path, request=request))
     ours, theirs = server.requests[1].json, arrived("google", request).json
@@ -85,7 +88,7 @@ def test_references_are_sent_as_to_the_gemini_api(tmp_path: Path) -> None:
 
 
 def test_an_express_key_needs_no_project() -> None:
-    """The key is in its header, and the path has neither project nor location."""
+    """The key is sent in its header, and the path has neither project nor location."""
 
     async def main() -> Received:
         async with raw_server(GOOD["google"]) as server:
@@ -146,13 +149,13 @@ def test_an_address_may_end_in_a_version(address: str, parts: tuple[str, str | N
 
 @pytest.mark.parametrize("version", ["v1", "v1beta"])
 def test_a_version_in_the_address_is_sent_once(version: str) -> None:
-    """In place of the default version."""
+    """It replaces the default version."""
     request = arrived("google", ImageRequest(PROMPT), path=f"/relay/{version}")
     assert request.path == f"/relay/{version}/models/{PRO}:generateContent"
 
 
 def test_a_token_is_fetched_once_for_concurrent_requests(tmp_path: Path) -> None:
-    """And not again while it lives, nor on the event loop."""
+    """The token is reused while it is valid, and is not fetched on the event loop."""
     threads: set[str] = set()
     names = threading.enumerate
 
@@ -218,7 +221,7 @@ def test_a_revoked_token_is_replaced_within_the_request(tmp_path: Path) -> None:
 
 
 def test_a_new_token_that_is_rejected_is_unauthenticated(tmp_path: Path) -> None:
-    """The account is at fault; the request is sent once, and the next request has a new token."""
+    """The account is at fault: the request is sent once, and the next request gets a new token."""
     server_side = RevokingServer("first-token", "second-token", revoked=["first-token"])
 
     async def main() -> None:
@@ -235,7 +238,7 @@ def test_a_new_token_that_is_rejected_is_unauthenticated(tmp_path: Path) -> None
 
 
 def test_a_renewed_token_that_is_rejected_too_is_unauthenticated(tmp_path: Path) -> None:
-    """Neither a second renewal nor a loop follows."""
+    """The token is renewed once only."""
     both = "first-token", "second-token"
     server_side = RevokingServer(*both, "third-token", revoked=both)
 
@@ -252,15 +255,15 @@ def test_a_renewed_token_that_is_rejected_too_is_unauthenticated(tmp_path: Path)
     assert server_side.answers == ["token", "401", "token", "401"]
 
 
-def test_the_look_up_of_a_file_leaves_the_filters_of_other_threads(tmp_path: Path) -> None:
-    """The filters of warnings are not replaced for a moment: other threads share them."""
+def test_loading_credentials_does_not_change_warning_filters(tmp_path: Path) -> None:
+    """Warning filters are shared with other threads, so they are never replaced."""
     filters = warnings.filters
     asyncio.run(one_request(tmp_path))
     assert warnings.filters is filters
 
 
 def test_a_token_that_expires_soon_serves_while_it_is_renewed(tmp_path: Path) -> None:
-    """No request waits for the renewal."""
+    """Requests use the old token during the renewal."""
     served: list[str] = []
 
     def answer(request: Received) -> bytes | None:
@@ -297,14 +300,14 @@ def test_a_failed_refresh_is_unauthenticated(tmp_path: Path, reply: bytes, reaso
 
 
 def test_an_unreachable_token_server_is_a_connection_failure(tmp_path: Path) -> None:
-    """Nothing was sent to Vertex AI, and the next attempt asks for a token again."""
+    """No request is sent to Vertex AI, and the next attempt requests a token again."""
     error = failing(tmp_path, GOOD["google"], token_uri="http://127.0.0.1:9/token")
     assert (error.reason, error.account_wide) == (Reason.CONNECTION, False)
     assert error.vendor_error == "TransportError"
 
 
 def test_a_caller_need_not_wait_for_a_token_server_that_hangs(tmp_path: Path) -> None:
-    """A cancellation ends the call while the token server still keeps its connection open."""
+    """A cancelled call ends while the token server still keeps its connection open."""
 
     async def main() -> None:
         asked = asyncio.Event()
@@ -338,7 +341,7 @@ def test_a_caller_need_not_wait_for_a_token_server_that_hangs(tmp_path: Path) ->
 def test_a_bad_credentials_file_is_unauthenticated(
     tmp_path: Path, content: str | None, name: str
 ) -> None:
-    """The call goes on to the next route, and the error shows nothing of the file's content."""
+    """The call falls back to the next route, and the error contains nothing of the file."""
     path = tmp_path / "account.json"
     if content is not None:
         path.write_text(content)
@@ -387,7 +390,9 @@ RPC = "type.googleapis.com/google.rpc.ErrorInfo"
 def test_vertex_errors(
     tmp_path: Path, status: int, body: dict[str, Any], reason: str, account_wide: bool
 ) -> None:
-    """Credentials, permission and location concern the account; no text has the project."""
+    """Failures of credentials, permission and location concern the account, and errors do not
+    contain the project.
+    """
     error = failing(tmp_path, with_tokens(http(status, {"error": {"code": status, **body}})))
     assert (error.reason, error.account_wide) == (reason, account_wide)
     shown = f"{error} {error.vendor_message}"
@@ -398,7 +403,7 @@ def test_vertex_errors(
 def test_no_log_or_traceback_has_token_or_project(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither at level DEBUG of all loggers, nor in a traceback with local variables."""
+    """Neither log records of level DEBUG nor tracebacks with local variables contain them."""
     caplog.set_level(logging.DEBUG)
     message = f"no access for projects/{PROJECT} with {TOKEN}"
     body = {"code": 403, "status": "PERMISSION_DENIED", "message": message}
@@ -425,7 +430,7 @@ def test_no_log_or_traceback_has_token_or_project(
     ],
 )
 def test_wrong_arguments_are_named(options: dict[str, Any], message: str) -> None:
-    """At construction, and without the project."""
+    """The error is raised at construction, and does not contain the project."""
     with pytest.raises(ConfigurationError) as caught:
         VertexProvider(**options)
     assert message in str(caught.value)
@@ -433,7 +438,7 @@ def test_wrong_arguments_are_named(options: dict[str, Any], message: str) -> Non
 
 
 def test_variables_build_the_provider(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Each of Vertex AI's variables counts; a declared name has its own."""
+    """Each of Vertex AI's variables applies, and a declared provider has its own."""
 
     async def main() -> RawServer:
         async with raw_server(with_tokens(GOOD["google"])) as server:
@@ -477,7 +482,7 @@ def test_variables_build_the_provider(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_shared_variables_are_checked_only_where_they_are_used(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
 ) -> None:
-    """They may be another program's."""
+    """Invalid values may be meant for another program."""
     monkeypatch.setenv(variable, value)
     settings = Settings()
     with pytest.raises(ConfigurationError) as caught:
