@@ -247,7 +247,7 @@ PAGES = {
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_what_cannot_be_loaded_says_why(path: str) -> None:
+def test_a_failed_load_has_a_reason(path: str) -> None:
     """Every failure has a plain reason that does not contain the address."""
     page, words = PAGES[path]
     limits = replace(LOCAL, fetch_seconds=0.3) if path == "/slow" else LOCAL
@@ -292,7 +292,7 @@ BAD_URLS = {
 
 
 @pytest.mark.parametrize("case", BAD_URLS)
-def test_bad_addresses_are_refused_unasked(case: str) -> None:
+def test_bad_urls_are_refused_without_a_lookup(case: str) -> None:
     """A URL that is not plain https is rejected without a lookup."""
     asked = []
 
@@ -324,13 +324,13 @@ PUBLIC = [
 
 
 @pytest.mark.parametrize("address", PUBLIC)
-def test_outer_addresses_are_public(address: str) -> None:
+def test_public_addresses_are_accepted(address: str) -> None:
     """Neighbors of private ranges, and common IPv6 forms of public IPv4, are accepted."""
     assert is_public(address)
 
 
 @given(st.one_of(st.ip_addresses(), st.text(max_size=30)))
-def test_nothing_inner_is_ever_public(address: object) -> None:
+def test_no_private_address_is_considered_public(address: object) -> None:
     """The check agrees with the standard library for all addresses and any str."""
     if not is_public(str(address)):
         return
@@ -356,7 +356,7 @@ def test_no_inner_address_is_connected_to(address: str, by_name: bool) -> None:
 
 
 @pytest.mark.parametrize("host", ["2130706433", "0x7f.1", "127.1", "017700000001", "localhost"])
-def test_odd_ways_to_write_loopback_are_seen_through(host: str) -> None:
+def test_unusual_notations_of_loopback_are_refused(host: str) -> None:
     """Unusual notations of loopback are resolved by the system and then checked."""
     network = RecordingBackend([])
 
@@ -393,7 +393,7 @@ def test_a_redirect_to_plain_http_is_not_followed() -> None:
         )
 
 
-def test_a_name_that_changes_its_answer_gains_nothing() -> None:
+def test_dns_rebinding_has_no_effect() -> None:
     """Each connection has one lookup and goes to exactly the checked address."""
     asked = []
 
@@ -469,7 +469,7 @@ def test_a_name_that_the_system_cannot_ask_for_is_a_reason(host: str) -> None:
 @pytest.mark.parametrize(
     "error", [RuntimeError(), OverflowError(), ExceptionGroup("many", [RuntimeError()])], ids=repr
 )
-def test_whatever_goes_wrong_with_an_address_is_a_reason(error: Exception) -> None:
+def test_any_network_error_drops_the_reference(error: Exception) -> None:
     """Any exception of the network drops the reference, not the call."""
 
     class Network(RecordingBackend):
@@ -631,7 +631,7 @@ LONG = [answer("200 OK", bytes(MOST + 1)), answer("200 OK", bytes(MOST))]
 @example("https://a.test/", [INNER_FIRST[1]], LONG, False, 1)
 @example("https://a.test/", [["8.8.8.8", "1.1.1.1"]], LONG[:1], False, 1)
 @example("https://a.test/", [["8.8.8.8"]], LONG[1:], False, 0)
-def test_nothing_leads_inside_and_nothing_else_is_raised(
+def test_no_input_causes_a_private_connection_or_another_error(
     url: str, lookups: list[list[str]], replies: list[bytes], allow_http: bool, refuses: int
 ) -> None:
     """No address, name server or server causes a private connection or other errors."""

@@ -254,7 +254,7 @@ def test_no_more_are_read_than_can_be_sent() -> None:
     assert loaded.dropped[2]["why"] == "was not read: no more than 3 can be sent"
 
 
-def test_more_than_can_be_sent_is_no_fault_when_strict() -> None:
+def test_strict_references_may_exceed_the_models_limit() -> None:
     """With strict references, too many are listed, not an error."""
     loaded = load(PNG, JPEG, 7, strict=True, most=2)
 
@@ -368,7 +368,7 @@ def test_every_item_is_either_used_or_dropped(items: list[object]) -> None:
                {"fetch_seconds": 0.0}, {"connect_seconds": float("nan")}, {"max_redirects": -1}],
     ids=str,
 )  # fmt: skip
-def test_bounds_that_nothing_meets_are_refused(bounds: dict[str, Any]) -> None:
+def test_limits_of_zero_are_rejected(bounds: dict[str, Any]) -> None:
     """A limit of zero is rejected."""
     with pytest.raises(ValueError, match="must"):
         ImageLimits(**bounds)

@@ -37,7 +37,7 @@ def total(references: tuple[Reference, ...]) -> int:
     return sum(len(each.data) for each in references)
 
 
-def test_what_fits_is_not_touched() -> None:
+def test_references_that_fit_are_unchanged() -> None:
     """References that fit are returned as the same objects, without a note."""
     references, notes, given_in = shrunk(len(PHOTO) + len(JPEG), PHOTO, JPEG)
 
@@ -69,7 +69,7 @@ def test_pixels_are_given_up_last() -> None:
     assert {each.mime_type for each in references} == {"image/jpeg"}
 
 
-def test_opaque_alpha_is_no_reason_to_stay_png() -> None:
+def test_an_opaque_alpha_channel_is_removed() -> None:
     """An opaque alpha channel is removed."""
     references, _, _ = shrunk(len(OPAQUE_RGBA) - 1, OPAQUE_RGBA)
 
@@ -118,7 +118,7 @@ def test_each_may_have_so_many_bytes() -> None:
 
 
 @pytest.mark.parametrize("images", [(), (JPEG,)])
-def test_a_limit_of_nothing_ends(images: tuple[bytes, ...]) -> None:
+def test_shrinking_ends_for_any_limit(images: tuple[bytes, ...]) -> None:
     """Shrinking ends for any limit."""
     references, _, _ = shrunk(0, *images)
 
