@@ -1,4 +1,4 @@
-"""The emulator gives good answers as the vendors do, over sockets and in memory alike."""
+"""The emulator's successful responses equal those of the vendors, over sockets and in memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BOTH_WAYS = pytest.mark.parametrize("way", ["socket", "memory"])
 
 
 @BOTH_WAYS
-def test_gemini_answers_a_jpeg_of_the_asked_size(way: str) -> None:
+def test_gemini_returns_a_jpeg_of_the_requested_size(way: str) -> None:
     """The SDK gets one JPEG part, STOP, the model, an id and token counts by modality."""
 
     async def scenario(both: Wired) -> None:
@@ -46,8 +46,8 @@ def test_gemini_answers_a_jpeg_of_the_asked_size(way: str) -> None:
 
 
 @BOTH_WAYS
-def test_openai_answers_a_png_of_the_asked_size(way: str) -> None:
-    """The SDK gets base64 PNG data and the echo of size, quality, format and usage."""
+def test_openai_returns_a_png_of_the_requested_size(way: str) -> None:
+    """The SDK gets base64 PNG data, with size, quality, format and usage."""
 
     async def scenario(both: Wired) -> None:
         response = await both.gpt(size="1152x2048")
@@ -64,7 +64,9 @@ def test_openai_answers_a_png_of_the_asked_size(way: str) -> None:
 
 @BOTH_WAYS
 def test_references_arrive(way: str) -> None:
-    """Eight references reach both vendors, are counted in tokens and noted by type and size."""
+    """Eight references reach both vendors, and are counted in tokens and recorded by type and
+    size.
+    """
     png, jpeg = picture(), picture("JPEG")
     sent = [(png, "image/png"), (jpeg, "image/jpeg")] * 4
 
@@ -85,7 +87,7 @@ def test_references_arrive(way: str) -> None:
 
 
 def test_a_single_image_is_an_edit_too() -> None:
-    """A lone upload travels in the field `image` instead of `image[]` and counts the same."""
+    """A single upload in the field `image` is equivalent to one in `image[]`."""
 
     async def scenario(both: Wired) -> None:
         await both.gpt_edit(("a.png", picture(), "image/png"))
@@ -104,8 +106,8 @@ def test_gemini_sizes_keep_their_ratio(aspect: str) -> None:
     assert 0.9 < width * height / 1024**2 < 1.2
 
 
-def test_openai_gives_as_many_pictures_as_asked() -> None:
-    """n=3 gives three different pictures, in the format asked for."""
+def test_openai_returns_the_requested_number_of_images() -> None:
+    """n=3 returns three different images in the requested format."""
 
     async def scenario(both: Wired) -> None:
         response = await both.gpt(n=3, output_format="webp")
@@ -116,8 +118,8 @@ def test_openai_gives_as_many_pictures_as_asked() -> None:
     run_with_emulator(scenario)
 
 
-def test_the_same_request_gives_the_same_picture() -> None:
-    """A drawing depends on the request alone: two emulators give the same bytes."""
+def test_equal_requests_give_equal_images() -> None:
+    """The image depends on the request alone, so two emulators return the same bytes."""
     made = []
 
     async def scenario(both: Wired) -> None:
@@ -132,7 +134,7 @@ def test_the_same_request_gives_the_same_picture() -> None:
 @pytest.mark.parametrize("prompt", ["x" * 3000, "word " * 600, "\u5922 \U0001f3a8", "\n\t"])
 @pytest.mark.parametrize("size", ["1024x1024", "3840x1280", "1280x3840"])
 def test_any_prompt_can_be_drawn(prompt: str, size: str) -> None:
-    """Endless words, long texts and characters without a glyph are drawn, on any format."""
+    """Long words, long prompts and characters without a glyph are drawn in any format."""
 
     async def scenario(both: Wired) -> None:
         response = await both.gpt(prompt, size=size, output_format="jpeg")
@@ -143,7 +145,7 @@ def test_any_prompt_can_be_drawn(prompt: str, size: str) -> None:
 
 
 def test_references_are_shown() -> None:
-    """A drawing shows what it was given: red references leave red in it, broken ones do not."""
+    """A red reference makes the drawn image red, and a broken one does not."""
     reference = encoded(Image.new("RGB", (64, 64), (255, 0, 0)), "PNG")
     broken = picture()[:40]
 
@@ -164,8 +166,11 @@ def test_references_are_shown() -> None:
     run_with_emulator(scenario, Emulator(), "memory")
 
 
-def test_pictures_may_be_given() -> None:
-    """Bytes are delivered unchanged, also 20 MB of them; their first bytes determine the type."""
+def test_images_may_be_supplied() -> None:
+    """Supplied bytes are returned unchanged, also 20 MB of them.
+
+    Their first bytes determine the type.
+    """
     given = picture() + b"\0" * 20_000_000
 
     async def scenario(both: Wired) -> None:
@@ -178,8 +183,8 @@ def test_pictures_may_be_given() -> None:
     run_with_emulator(scenario, Emulator(picture=given))
 
 
-def test_tiny_pictures_keep_the_ratio() -> None:
-    """The fast pictures are a sixteenth of the size, so that fitting them changes nothing."""
+def test_tiny_images_keep_the_ratio() -> None:
+    """Tiny images have a sixteenth of the size, so that fitting does not change them."""
 
     async def scenario(both: Wired) -> None:
         response = await both.gpt(size="1152x2048")
@@ -188,8 +193,8 @@ def test_tiny_pictures_keep_the_ratio() -> None:
     run_with_emulator(scenario)
 
 
-def test_remembered_pictures_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures are made once and kept, but never more of them than the limit allows."""
+def test_the_number_of_cached_images_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images are drawn once and cached up to the limit."""
     made: list[str] = []
 
     def draw(_vendor: str, call: ParsedRequest, _canvas: ImageSize, _variant: int) -> bytes:
@@ -208,8 +213,8 @@ def test_remembered_pictures_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> No
     assert "".join(made) == "abcdb"
 
 
-def test_the_picture_can_be_changed_at_any_time() -> None:
-    """A test may begin with fast pictures and go on with its own bytes."""
+def test_the_image_can_be_changed_at_any_time() -> None:
+    """A test may begin with tiny images and continue with its own bytes."""
     given = picture()
 
     async def scenario(both: Wired) -> None:
@@ -221,8 +226,8 @@ def test_the_picture_can_be_changed_at_any_time() -> None:
     run_with_emulator(scenario, way="memory")
 
 
-def test_pictures_are_copied_into_json() -> None:
-    """Several pictures stand in one JSON body in their order, beside text of any kind."""
+def test_images_are_inserted_into_json() -> None:
+    """Several images are inserted into one JSON body in order, beside any text."""
     odd = 'quote " and \u2028'
     reply = json_reply({"b": [RawJson(b"AAA"), odd, {"c": RawJson(b"BB")}], "d": RawJson(b"")})
     assert json.loads(reply.body) == {"b": ["AAA", odd, {"c": "BB"}], "d": ""}
@@ -230,15 +235,15 @@ def test_pictures_are_copied_into_json() -> None:
         json_reply({"a": {1}})
 
 
-def test_an_unknown_picture_mode_is_refused() -> None:
-    """A misspelt mode fails at once and names the choices."""
+def test_an_unknown_image_mode_is_refused() -> None:
+    """The error is raised at once, and lists the modes."""
     mode: Any = "big"
     with pytest.raises(ValueError, match="'drawn', 'tiny' or the bytes"):
         Emulator(picture=mode)
 
 
-def test_records_hold_no_key() -> None:
-    """What was asked is noted for tests; the key is nowhere, and the prompt not in the repr."""
+def test_records_contain_no_key() -> None:
+    """Recorded requests contain no key, and their repr no prompt."""
 
     async def scenario(both: Wired) -> None:
         both.openai.api_key = "sk-a-very-secret-key"

@@ -1,4 +1,4 @@
-"""Event streams of the emulated OpenAI, as the real SDK receives them, and their faults."""
+"""Event streams of the emulated OpenAI and their faults, as received by the real SDK."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_a_stream_sends_previews_and_then_the_image(way: str) -> None:
     run_with_emulator(scenario, way=way)
 
 
-def test_an_edit_streams_too() -> None:
-    """Its events have names of their own, and its form fields are text."""
+def test_an_edit_is_streamed() -> None:
+    """Its events have different names, and its form fields are strings."""
 
     async def scenario(both: Wired) -> None:
         stream = await both.gpt_edit(
@@ -85,7 +85,7 @@ def test_several_images_come_in_several_events() -> None:
     "options", [{"partial_images": 4}, {"stream": "maybe"}, {"partial_images": -1}]
 )
 def test_wrong_stream_parameters_are_refused(options: dict[str, Any]) -> None:
-    """They give a 400 instead of a stream."""
+    """The response is a 400 instead of a stream."""
 
     async def scenario(both: Wired) -> None:
         with pytest.raises(openai.BadRequestError, match="Invalid value"):
@@ -95,7 +95,7 @@ def test_wrong_stream_parameters_are_refused(options: dict[str, Any]) -> None:
 
 
 def test_headers_come_at_once_and_events_spread_over_the_latency() -> None:
-    """The headers are the first sign of life; the image arrives when the latency is over."""
+    """The headers are sent at once, and the image when the latency is over."""
 
     async def scenario(both: Wired) -> None:
         loop = asyncio.get_running_loop()
@@ -109,7 +109,7 @@ def test_headers_come_at_once_and_events_spread_over_the_latency() -> None:
 
 
 def test_a_silent_stream_sends_nothing_until_its_latency_is_over() -> None:
-    """Not even headers arrive; then everything arrives."""
+    """Headers and all events are sent when the latency is over."""
 
     async def scenario(both: Wired) -> None:
         loop = asyncio.get_running_loop()
@@ -154,7 +154,7 @@ def test_a_stream_is_cut_within_an_event() -> None:
 @BOTH_WAYS
 @pytest.mark.parametrize("events", [0, 1, 2, 9])
 def test_an_error_comes_after_previews_and_in_place_of_the_image(way: str, events: int) -> None:
-    """The SDK raises it with the vendor's code, after at most the previews."""
+    """The SDK raises the error with the vendor's code, after the previews before it."""
 
     async def scenario(both: Wired) -> None:
         both.app.openai.fail(faults.error_event("rate_limited", events, retry_after=7))
@@ -168,7 +168,7 @@ def test_an_error_comes_after_previews_and_in_place_of_the_image(way: str, event
 
 
 def test_a_stream_may_end_without_its_image() -> None:
-    """The response ends properly; the completed event is missing."""
+    """The response ends correctly, without the completed event."""
 
     async def scenario(both: Wired) -> None:
         both.app.openai.fail(faults.no_completed())
@@ -180,7 +180,7 @@ def test_a_stream_may_end_without_its_image() -> None:
 
 
 def test_a_stream_may_stall() -> None:
-    """Events stop, and the connection stays open."""
+    """No more events are sent, and the connection stays open."""
 
     async def scenario(both: Wired) -> None:
         both.app.openai.fail(faults.stall(1))
@@ -214,7 +214,7 @@ def test_faults_of_streams_leave_other_responses_alone(fault: Fault) -> None:
 
 
 def test_stream_faults_are_checked_when_they_are_made() -> None:
-    """A number of events cannot be negative, and an error must be one of the vendor's."""
+    """The number of events must not be negative, and the error must be one of the vendor's."""
     for make in (faults.cut_stream, faults.stall, faults.no_completed):
         with pytest.raises(ValueError, match="at least 0"):
             make(-1)
@@ -223,7 +223,9 @@ def test_stream_faults_are_checked_when_they_are_made() -> None:
 
 
 def test_a_variant_of_the_response_is_streamed_too() -> None:
-    """A response without an image becomes a completed event without one; a page stays a page."""
+    """A variant without an image gives a completed event without one, and an HTML page is sent
+    unchanged.
+    """
 
     async def scenario(both: Wired) -> None:
         both.app.openai.fail(faults.no_image())

@@ -1,4 +1,4 @@
-"""Every fault looks to the real SDKs as the vendor's own failure does."""
+"""Every fault causes the same behaviour of the real SDKs as the vendor's own failure."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ BOTH_WAYS = pytest.mark.parametrize("way", ["socket", "memory"])
     ],
 )
 def test_gemini_statuses(way: str, code: int, kind: type[errors.APIError], word: str) -> None:
-    """A status without a body is dressed in Gemini's words."""
+    """A status without a body gets Gemini's error body."""
 
     async def scenario(both: Wired) -> None:
         both.app.google.set(faults.status(code))
@@ -69,7 +69,7 @@ def test_gemini_statuses(way: str, code: int, kind: type[errors.APIError], word:
 def test_openai_statuses(
     way: str, code: int, kind: type[openai.APIStatusError], word: str | None
 ) -> None:
-    """A status without a body is dressed in OpenAI's words."""
+    """A status without a body gets OpenAI's error body."""
 
     async def scenario(both: Wired) -> None:
         both.app.openai.set(faults.status(code))
@@ -83,7 +83,7 @@ def test_openai_statuses(
 
 @BOTH_WAYS
 def test_a_status_carries_any_body_and_headers(way: str) -> None:
-    """Captured bodies travel as they are: JSON, HTML, text and bytes, with headers."""
+    """JSON, HTML, text and bytes are sent unchanged, with their headers."""
     page = "<!DOCTYPE html><title>520</title>"
 
     async def scenario(both: Wired) -> None:
@@ -104,8 +104,8 @@ def test_a_status_carries_any_body_and_headers(way: str) -> None:
 
 
 @pytest.mark.parametrize("code", [204, 302, 304, 201])
-def test_odd_successes_are_errors_to_the_sdk(code: int) -> None:
-    """Statuses that are no 200, with or without a body, end the call and not the server."""
+def test_other_2xx_statuses_are_errors_of_the_sdk(code: int) -> None:
+    """A 2xx status other than 200, with or without a body, ends the call and not the server."""
 
     async def scenario(both: Wired) -> None:
         both.app.google.fail(faults.status(code, {"x": 1}))
@@ -118,7 +118,7 @@ def test_odd_successes_are_errors_to_the_sdk(code: int) -> None:
 
 
 def test_gemini_hints() -> None:
-    """A minute's limit and a day's differ in their violations, not in their hint."""
+    """Limits per minute and per day differ in their violations, not in their hint."""
 
     async def details(both: Wired, fault: Fault) -> dict[str, Any]:
         both.app.google.fail(fault)
@@ -148,7 +148,7 @@ def test_gemini_hints() -> None:
     [("key_invalid", 400, openai.AuthenticationError), ("model_gone", 404, openai.NotFoundError)],
 )
 def test_errors_by_name(name: str, google: int, openai_kind: type[Exception]) -> None:
-    """A good key and a living model can be treated as a wrong and a retired one."""
+    """A fault can treat a valid key as invalid, and a current model as retired."""
 
     async def scenario(both: Wired) -> None:
         for vendor in both.app.vendors:
@@ -163,7 +163,10 @@ def test_errors_by_name(name: str, google: int, openai_kind: type[Exception]) ->
 
 
 def test_openai_hints() -> None:
-    """The minute's hint stands in the text, a status's in the header; billing has none."""
+    """The hint of a rate limit is in the message, that of a status in the header.
+
+    Billing has none.
+    """
 
     async def scenario(both: Wired) -> None:
         both.app.openai.fail(faults.rate_limited(12))
@@ -207,8 +210,8 @@ def test_openai_hints() -> None:
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_broken_answers_to_google(way: str, fault: Fault, kind: type[Exception]) -> None:
-    """Lost connections and spoilt bodies raise what the SDK lets through, and then all is well."""
+def test_broken_responses_of_google(way: str, fault: Fault, kind: type[Exception]) -> None:
+    """Lost connections and invalid bodies raise the SDK's errors, and later requests succeed."""
 
     async def scenario(both: Wired) -> None:
         both.app.google.fail(fault)
@@ -223,8 +226,8 @@ def test_broken_answers_to_google(way: str, fault: Fault, kind: type[Exception])
 
 @BOTH_WAYS
 @pytest.mark.parametrize("fault", [faults.reset(), faults.disconnect(), faults.cut(abrupt=True)])
-def test_broken_answers_to_openai(way: str, fault: Fault) -> None:
-    """Lost connections are connection errors to OpenAI's SDK."""
+def test_broken_responses_of_openai(way: str, fault: Fault) -> None:
+    """Lost connections raise OpenAI's connection error."""
 
     async def scenario(both: Wired) -> None:
         both.app.openai.fail(fault)
@@ -236,8 +239,8 @@ def test_broken_answers_to_openai(way: str, fault: Fault) -> None:
 
 
 @BOTH_WAYS
-def test_hanging_ends_with_the_clients_patience(way: str) -> None:
-    """A hang raises the SDKs' read timeouts, and is over for the server as soon as they leave."""
+def test_a_hanging_request_ends_with_the_clients_timeout(way: str) -> None:
+    """The SDKs raise their read timeouts, and the server ends the request when they disconnect."""
 
     async def scenario(both: Wired) -> None:
         for vendor in both.app.vendors:
@@ -256,8 +259,10 @@ def test_hanging_ends_with_the_clients_patience(way: str) -> None:
 
 
 @BOTH_WAYS
-def test_a_dripping_body_outlives_a_read_timeout(way: str) -> None:
-    """Each piece comes within the read timeout, so only the clock on the wall could stop it."""
+def test_a_slow_body_does_not_cause_a_read_timeout(way: str) -> None:
+    """Each piece arrives within the read timeout, so only a total time limit would end the
+    request.
+    """
 
     async def scenario(both: Wired) -> None:
         both.app.openai.set(faults.drip(1.0))
@@ -275,7 +280,9 @@ def test_a_dripping_body_outlives_a_read_timeout(way: str) -> None:
 
 
 def _summary(response: types.GenerateContentResponse) -> tuple[Any, ...]:
-    """(candidates, finish reason, parts as t(ext), d(raft), i(mage)) of a Gemini answer."""
+    """Return candidates, finish reason and parts (t for text, d for draft, i for image) of a
+    Gemini response.
+    """
     candidates = response.candidates
     if not candidates:
         return (candidates, None, None)
@@ -323,14 +330,14 @@ GEMINI_ANSWERS: dict[str, tuple[Any, ...]] = {
 UNREADABLE = {"bad_base64", "bad_json", "html"}
 
 
-def test_every_gemini_shape_is_covered() -> None:
-    """The table above and the emulator know the same shapes."""
+def test_every_gemini_variant_is_covered() -> None:
+    """The table above and the emulator have the same variants."""
     assert GEMINI_ANSWERS.keys() | UNREADABLE == GEMINI_SHAPES.keys()
 
 
 @BOTH_WAYS
-def test_gemini_shapes_as_the_sdk_sees_them(way: str) -> None:
-    """Every 200 that was seen in the wild arrives as its own kind of nothing, or of something."""
+def test_gemini_variants_as_parsed_by_the_sdk(way: str) -> None:
+    """Every known variant of a 200 is parsed as the table states."""
 
     async def scenario(both: Wired) -> None:
         for shape, expected in GEMINI_ANSWERS.items():
@@ -348,8 +355,8 @@ def test_gemini_shapes_as_the_sdk_sees_them(way: str) -> None:
 
 
 @pytest.mark.parametrize("reason", ["IMAGE_SAFETY", "IMAGE_OTHER", "IMAGE_RECITATION", "SPII"])
-def test_gemini_ends_for_any_reason(reason: str) -> None:
-    """Each finish reason can be given, and comes without a picture and without output tokens."""
+def test_gemini_finish_reasons(reason: str) -> None:
+    """Each finish reason can be set, and its response has neither an image nor output tokens."""
 
     async def scenario(both: Wired) -> None:
         both.app.google.fail(faults.finish(reason))
@@ -361,8 +368,8 @@ def test_gemini_ends_for_any_reason(reason: str) -> None:
     run_with_emulator(scenario)
 
 
-def test_gemini_drafts_differ_from_the_final_picture() -> None:
-    """Every image part has other bytes, so that a test can tell which one was taken."""
+def test_gemini_drafts_differ_from_the_final_image() -> None:
+    """Every image part has other bytes, so that a test can tell which one was used."""
 
     async def scenario(both: Wired) -> None:
         both.app.google.fail(faults.answer("thought_images"))
@@ -374,7 +381,7 @@ def test_gemini_drafts_differ_from_the_final_picture() -> None:
 
 
 def test_wrong_aspect_and_wrong_mime() -> None:
-    """The picture is a square although 9:16 was asked; the type declared is not the true one."""
+    """The image is a square although 9:16 was requested, or its declared type is wrong."""
 
     async def scenario(both: Wired) -> None:
         both.app.google.fail(faults.answer("wrong_aspect"))
@@ -409,8 +416,10 @@ GPT_ANSWERS: dict[str, Callable[[Any], bool]] = {
 
 
 @BOTH_WAYS
-def test_openai_shapes_as_the_sdk_sees_them(way: str) -> None:
-    """Every 200 arrives as the SDK's docile reading of it; unreadable ones raise."""
+def test_openai_variants_as_parsed_by_the_sdk(way: str) -> None:
+    """Every variant of a 200 is parsed as the table states, and the SDK raises for unreadable
+    ones.
+    """
     assert GPT_ANSWERS.keys() | {"bad_base64", "bad_json", "blocked", "body_empty"} == (
         GPT_SHAPES.keys()
     )
@@ -432,7 +441,7 @@ def test_openai_shapes_as_the_sdk_sees_them(way: str) -> None:
 
 
 def test_a_day_of_faults_on_virtual_time() -> None:
-    """Windows follow the loop's clock: overload in the first minute, hanging in the second."""
+    """Windows use the loop's clock: overload in the first minute, hanging in the second."""
 
     async def scenario(both: Wired) -> None:
         loop = asyncio.get_running_loop()
@@ -455,8 +464,8 @@ def test_a_day_of_faults_on_virtual_time() -> None:
     )
 
 
-def test_a_share_is_the_same_for_the_same_seed() -> None:
-    """Half of the requests are struck, the same ones each time, others with another seed."""
+def test_a_share_of_faults_depends_on_the_seed() -> None:
+    """Half of the requests fail, the same ones for the same seed."""
 
     async def struck(both: Wired) -> list[bool]:
         both.app.openai.set(faults.overload(0.5))
@@ -474,7 +483,7 @@ def test_a_share_is_the_same_for_the_same_seed() -> None:
 
 
 def test_a_fault_can_be_for_one_model() -> None:
-    """While one model fails its sibling serves; healing brings the first one back."""
+    """One model fails and its sibling serves; healing restores the first one."""
 
     async def scenario(both: Wired) -> None:
         both.app.google.set(faults.status(503), model=GEMINI)
@@ -487,8 +496,8 @@ def test_a_fault_can_be_for_one_model() -> None:
     run_with_emulator(scenario, way="memory")
 
 
-def test_a_late_error_takes_its_time() -> None:
-    """An error is sent at once, or after the seconds given to `after`."""
+def test_an_error_can_be_delayed() -> None:
+    """An error is sent at once, or after the seconds that are passed to `after`."""
 
     async def scenario(both: Wired) -> None:
         loop = asyncio.get_running_loop()
@@ -507,8 +516,8 @@ def test_a_late_error_takes_its_time() -> None:
     run_with_emulator_virtually(scenario, Emulator(picture="tiny", latency=9))
 
 
-def test_an_unknown_shape_is_refused_when_it_is_set() -> None:
-    """A vendor says at once which shapes it knows."""
+def test_an_unknown_variant_is_refused_when_it_is_set() -> None:
+    """The error lists the known variants."""
     app = Emulator()
     with pytest.raises(
         ValueError, match="openai has no answer 'thought_images'; it has b64_absent"

@@ -1,4 +1,4 @@
-"""The emulator for other people's tests: in a thread, and as a pytest fixture."""
+"""The emulator in a thread, and as a pytest fixture of an application."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEY = {"authorization": "Bearer k"}
 
 
 def test_a_thread_serves_sync_and_async_code() -> None:
-    """Control and observation work from outside the serving loop, with and without a loop."""
+    """Control and observation work outside of the serving loop."""
 
     async def ask(url: str) -> int:
         async with httpx2.AsyncClient() as client:
@@ -38,14 +38,14 @@ def test_a_thread_serves_sync_and_async_code() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "imagen-emulator"]
 
 
-def test_waiting_ends() -> None:
-    """A condition that never holds raises instead of hanging the test."""
+def test_waiting_for_a_condition_is_bounded() -> None:
+    """A condition that never becomes true raises an error instead of hanging the test."""
     with BackgroundEmulator(Emulator(picture="tiny")) as emulator, pytest.raises(TimeoutError):
         emulator.wait_until(lambda: False, timeout=0.01)
 
 
-def test_changes_made_in_the_middle_of_a_hang() -> None:
-    """A hanging call stays until its client leaves; healing is for the calls after it."""
+def test_healing_does_not_end_a_hanging_request() -> None:
+    """A hanging request continues until its client disconnects; later requests are served."""
     with BackgroundEmulator(Emulator(picture="tiny")) as emulator:
         url = f"{emulator.openai_url}/images/generations"
         emulator.openai.set(faults.hang())
@@ -89,7 +89,7 @@ CONFTEST = 'pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]\n'
 
 @pytest.fixture
 def application(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """An application whose top conftest.py enables the plugin."""
+    """Return an application whose top conftest.py enables the plugin."""
     pytester.makeconftest(CONFTEST)
     pytester.makeini("[pytest]\nfilterwarnings = error\n")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -102,7 +102,7 @@ def run_in_a_process(application: pytest.Pytester, tests: str) -> pytest.RunResu
 
 
 def test_the_fixture_in_an_application(application: pytest.Pytester) -> None:
-    """Enabled as documented, the fixture serves an application's tests and cleans up."""
+    """The fixture serves an application's tests as documented, and cleans up."""
     run_in_a_process(application, APPLICATION_TEST).assert_outcomes(passed=3)
 
 
@@ -170,10 +170,10 @@ def test_the_environment_is_restored():
 """
 
 
-def test_the_environment_leads_nowhere_else(
+def test_the_fixture_isolates_the_environment(
     application: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither a Redis, another address, another key nor a proxy is left in force for a test."""
+    """No Redis, other address, other key or proxy applies during a test."""
     for name, value in MISLEADING.items():
         monkeypatch.setenv(name, value)
     run_in_a_process(application, MISLED_TEST).assert_outcomes(passed=3, xfailed=1)
@@ -190,6 +190,6 @@ def test_the_environment_leads_nowhere_else(
         ({"NO_PROXY": ","}, "127.0.0.1,localhost,::1"),
     ],
 )
-def test_hosts_that_need_no_proxy_are_added_to(given: dict[str, str], listed: str) -> None:
-    """What the environment lists stays listed, in the variable of either spelling."""
+def test_no_proxy_is_extended(given: dict[str, str], listed: str) -> None:
+    """Hosts that the environment lists are kept, in the variable of either spelling."""
     assert bypassing(given) == {"NO_PROXY": listed, "no_proxy": listed}

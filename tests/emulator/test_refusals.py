@@ -1,4 +1,4 @@
-"""What the vendors do not accept, the emulator refuses in their words."""
+"""Requests that the vendors refuse are refused by the emulator with the vendors' errors."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ PNG = (picture(), "image/png")
     ],
 )
 def test_gemini_refuses(options: dict[str, Any], code: int, word: str, text: str) -> None:
-    """Unknown and retired models, sizes, types and too many references."""
+    """Gemini refuses unknown and retired models, sizes, types and too many references."""
 
     async def scenario(both: Wired) -> None:
         with pytest.raises(errors.APIError) as caught:
@@ -91,7 +91,7 @@ def test_gemini_refuses(options: dict[str, Any], code: int, word: str, text: str
     ],
 )
 def test_openai_refuses(options: dict[str, Any], status: int, word: str, text: str) -> None:
-    """Unknown and retired models, sizes, qualities, parameters and prompts."""
+    """OpenAI refuses unknown and retired models, sizes, qualities, parameters and prompts."""
 
     async def scenario(both: Wired) -> None:
         with pytest.raises(openai.APIStatusError) as caught:
@@ -116,7 +116,10 @@ def test_openai_refuses(options: dict[str, Any], status: int, word: str, text: s
     ids=["gif", "bmp", "cmyk", "mpo", "empty", "octet-stream", "17"],
 )
 def test_openai_refuses_images(images: list[tuple[str, bytes, str]], word: str) -> None:
-    """Only plain PNG, JPEG and WebP files are taken, sixteen at most; MPO and CMYK are not."""
+    """Only plain PNG, JPEG and WebP files are accepted, sixteen at most.
+
+    MPO and CMYK are refused.
+    """
 
     async def scenario(both: Wired) -> None:
         with pytest.raises(openai.BadRequestError) as caught:
@@ -127,7 +130,7 @@ def test_openai_refuses_images(images: list[tuple[str, bytes, str]], word: str) 
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_openai_takes_plain_images(kind: str) -> None:
+def test_openai_accepts_plain_images(kind: str) -> None:
     """The three formats that OpenAI documents are accepted."""
 
     async def scenario(both: Wired) -> None:
@@ -138,7 +141,7 @@ def test_openai_takes_plain_images(kind: str) -> None:
 
 
 def test_keys_are_checked() -> None:
-    """Without a key, and with one that is not accepted, each vendor fails in its own way."""
+    """A missing and an invalid key give each vendor's own error."""
 
     async def scenario(both: Wired) -> None:
         with pytest.raises(errors.ClientError) as wrong:
@@ -182,8 +185,8 @@ def test_other_paths_are_not_found() -> None:
     run_with_emulator(scenario, way="memory")
 
 
-def test_gemini_takes_both_spellings() -> None:
-    """Hand-written requests may use snake_case and standard base64; misplaced fields may not."""
+def test_gemini_accepts_both_spellings() -> None:
+    """Requests may use snake_case and standard base64; misplaced fields are refused."""
     blob = {"mime_type": "image/png", "data": base64.b64encode(PNG[0]).decode()}
     url = f"http://emulator/v1beta/models/{GEMINI}:generateContent"
 
@@ -250,7 +253,7 @@ _GPT_BODY = st.fixed_dictionaries(
 
 
 def _verdict(dialect: VendorApi, request: HttpRequest) -> int:
-    """The status that the vendor gives; a picture to make counts as 200."""
+    """Return the vendor's status; an image to draw counts as 200."""
     try:
         canvas = dialect.check(dialect.read(request))
     except ApiError as refusal:
@@ -261,7 +264,7 @@ def _verdict(dialect: VendorApi, request: HttpRequest) -> int:
 @settings(max_examples=200, deadline=None)
 @given(body=_GEMINI_BODY.map(json.dumps) | st.text(max_size=20))
 def test_any_body_is_refused_or_accepted_by_gemini(body: str) -> None:
-    """No body, however odd, breaks Gemini: each one is understood or gets a 400."""
+    """Every body is either accepted or gets a 400."""
     path = f"/v1/models/{GEMINI}:generateContent"
     request = HttpRequest("POST", path, {}, body.encode("utf-8", "replace"))
     assert _verdict(Gemini(), request) in (200, 400)
@@ -270,7 +273,7 @@ def test_any_body_is_refused_or_accepted_by_gemini(body: str) -> None:
 @settings(max_examples=200, deadline=None)
 @given(body=_GPT_BODY.map(json.dumps) | st.text(max_size=20))
 def test_any_body_is_refused_or_accepted_by_openai(body: str) -> None:
-    """No body, however odd, breaks OpenAI: each one is understood or gets a 400."""
+    """Every body is either accepted or gets a 400."""
     sent = body.encode("utf-8", "replace")
     request = HttpRequest("POST", "/v1/images/generations", {}, sent)
     assert _verdict(GptImage(), request) in (200, 400)
@@ -285,7 +288,7 @@ _FIELDS = st.lists(
 @settings(max_examples=150, deadline=None)
 @given(fields=_FIELDS, cut=st.integers(0, 400))
 def test_forms_are_read_or_refused(fields: list[tuple[str, str | None, bytes]], cut: int) -> None:
-    """A whole form gives its parts in order; one cut anywhere is refused, never misread."""
+    """A complete form gives its parts in order, and a truncated one is refused."""
     boundary = "frontier"
     parts = []
     for name, filename, data in fields:
@@ -307,7 +310,7 @@ def test_forms_are_read_or_refused(fields: list[tuple[str, str | None, bytes]], 
 
 
 def test_a_form_without_a_boundary_is_refused() -> None:
-    """JSON sent to the edits endpoint gets OpenAI's 400, and so does a string for a file."""
+    """JSON sent to the edits endpoint, and a string instead of a file, get OpenAI's 400."""
 
     async def scenario(both: Wired) -> None:
         client, url = both.http[1], "http://emulator/v1/images/edits"
@@ -340,7 +343,7 @@ _HOSTILE = {
 @pytest.mark.parametrize("way", ["socket", "memory"])
 @pytest.mark.parametrize("name", _HOSTILE)
 def test_a_hostile_body_is_refused(name: str, way: str) -> None:
-    """Deep JSON and the like get each vendor's 400, and the connection goes on."""
+    """Deeply nested JSON and similar bodies get the vendor's 400, and the connection stays open."""
 
     async def scenario(both: Wired) -> None:
         base = both.server.url if both.server else "http://emulator"
@@ -356,8 +359,8 @@ def test_a_hostile_body_is_refused(name: str, way: str) -> None:
 
 
 @pytest.mark.parametrize("count", ["9" * 5000, "0", "11", "-1", "1.0", "\u0661", "", [[]], 10**400])
-def test_a_count_that_cannot_be_is_refused(count: object) -> None:
-    """However many digits it has."""
+def test_an_impossible_count_is_refused(count: object) -> None:
+    """A count is refused for any number of digits."""
     body = json.dumps({"model": GPT, "prompt": "a cat", "n": count}).encode()
     assert _verdict(GptImage(), HttpRequest("POST", _GENERATE, {}, body)) == 400
 
@@ -368,8 +371,8 @@ def _form(*parts: bytes) -> HttpRequest:
     return HttpRequest("POST", "/v1/images/edits", headers, body)
 
 
-def test_a_form_has_bounds() -> None:
-    """Endless parts and endless headers of parts are refused as a body that cannot be read."""
+def test_forms_are_bounded() -> None:
+    """Endless parts and endless headers of parts are refused as unreadable bodies."""
     field = b'Content-Disposition: form-data; name="prompt"\r\n\r\na'
     assert read_form("multipart/form-data; boundary=x", _form(*[field] * 1000).body) is not None
     unread = b"could not parse the body"

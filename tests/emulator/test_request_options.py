@@ -1,4 +1,6 @@
-"""The emulated vendors honour options of a request as the real ones do, and refuse bad values."""
+"""The emulated vendors apply the options of a request as the real ones do, and refuse bad
+values.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ def in_memory(scenario: Any, *, drawn: bool = False) -> None:
 @pytest.mark.parametrize("drawn", [False, True])
 @pytest.mark.parametrize("kind", ["png", "webp"])
 def test_openai_draws_on_a_transparent_background(kind: str, drawn: bool) -> None:
-    """The corners are transparent, the middle is not, and the response says so."""
+    """The corners are transparent, the middle is not, and the response states the background."""
 
     async def scenario(both: Wired) -> None:
         response = await both.gpt(background="transparent", output_format=kind)
@@ -69,10 +71,10 @@ def test_openai_compresses(kind: str) -> None:
         ({"background": "blue"}, "background", "'blue'"),
     ],
 )
-def test_openai_refuses_values_that_do_not_go_together(
+def test_openai_refuses_contradictory_values(
     options: dict[str, Any], param: str, text: str
 ) -> None:
-    """With a 400 that names the parameter."""
+    """The 400 names the parameter."""
 
     async def scenario(both: Wired) -> None:
         with pytest.raises(openai.BadRequestError, match=text) as caught:
@@ -95,7 +97,7 @@ def test_openai_refuses_values_that_do_not_go_together(
     ids=["good", "size", "no-alpha", "webp", "rubbish", "large"],
 )
 def test_openai_checks_the_mask(sent: bytes, text: str | None) -> None:
-    """It must be a small PNG with an alpha channel, in the size of the first image."""
+    """The mask must be a small PNG with an alpha channel and the size of the first image."""
 
     async def scenario(both: Wired) -> None:
         images = [("a.png", encoded(picture(64, 64), "PNG"), "image/png")]
@@ -115,7 +117,7 @@ def test_openai_checks_the_mask(sent: bytes, text: str | None) -> None:
 
 @pytest.mark.parametrize("drawn", [False, True])
 def test_gemini_draws_by_the_seed(drawn: bool) -> None:
-    """Equal seeds give equal images, other seeds other images."""
+    """Equal seeds give equal images, and other seeds other images."""
 
     async def scenario(both: Wired) -> None:
         bodies = [await _with_config(both, seed=seed) for seed in (1, 2, 1, None)]
@@ -136,7 +138,7 @@ def test_gemini_draws_by_the_seed(drawn: bool) -> None:
     ],
 )
 def test_gemini_refuses_values_out_of_range(config: dict[str, Any], text: str) -> None:
-    """With a 400 INVALID_ARGUMENT."""
+    """The response is a 400 INVALID_ARGUMENT."""
 
     async def scenario(both: Wired) -> None:
         with pytest.raises(errors.ClientError, match=text) as caught:

@@ -1,4 +1,4 @@
-"""Scripts: what is checked, what is said about mistakes, and when faults strike."""
+"""Fault scripts: validation, error messages, and the requests to which faults apply."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ FULL = {
 }
 
 
-def test_a_full_script_is_understood() -> None:
-    """Every part of a script reaches the fault it stands for."""
+def test_a_script_with_all_parts_is_parsed() -> None:
+    """Every part of a script gives the corresponding fault."""
     script = parse_script(json.dumps(FULL))
     assert script.seed == 7
     assert script.google.next[0].fault == faults.reset()
@@ -42,8 +42,8 @@ def test_a_full_script_is_understood() -> None:
     assert script.openai.latency == faults.fixed(12)
 
 
-def test_a_script_makes_its_emulator() -> None:
-    """The emulator of a script has its seed and faults; a wave of 0.5 hits half of the requests."""
+def test_an_emulator_is_created_from_a_script() -> None:
+    """It has the script's seed and faults, and a share of 0.5 applies to half of the requests."""
     app = parse_script(json.dumps(FULL)).emulator(picture="tiny")
     served = [
         app.google.arrived(ParsedRequest("generate", "gemini-3-pro-image"))[1] for _ in range(12)
@@ -80,13 +80,13 @@ def test_a_script_makes_its_emulator() -> None:
     ],
 )
 def test_mistakes_are_named(text: str, said: str) -> None:
-    """A bad script says where it is wrong and what is allowed there."""
+    """The error of an invalid script names the place and the allowed values."""
     with pytest.raises(ScriptError, match=said):
         parse_script(text)
 
 
 def test_a_mistake_does_not_repeat_the_body() -> None:
-    """What a script holds, of any size, stays out of the error text."""
+    """The error does not contain the script's bodies."""
     fault = {"kind": "status", "code": "x", "body": "a secret page"}
     with pytest.raises(ScriptError) as caught:
         parse_script(json.dumps({"google": {"next": [{"fault": fault}]}}))
@@ -94,7 +94,7 @@ def test_a_mistake_does_not_repeat_the_body() -> None:
 
 
 def test_every_kind_has_a_json_form() -> None:
-    """Each kind of fault can be written in JSON and gives what its function gives."""
+    """Each kind of fault can be written in JSON, and equals the result of its function."""
     needed: dict[str, dict[str, Any]] = {
         "answer": {"shape": "good"}, "drip": {"seconds": 1}, "error": {"name": "rate_limited"},
         "finish": {"reason": "SPII"}, "slow": {"latency": 3}, "status": {"code": 500},
@@ -141,8 +141,8 @@ _PART = st.fixed_dictionaries(
 
 @settings(max_examples=60, deadline=None)
 @given(st.fixed_dictionaries({}, optional={"seed": _VALUE, "google": _PART, "openai": _PART}))
-def test_any_script_is_played_or_refused(script: dict[str, Any]) -> None:
-    """No JSON makes the parser fail otherwise, and what it takes can be applied again."""
+def test_any_script_is_accepted_or_refused(script: dict[str, Any]) -> None:
+    """No JSON causes another error, and an accepted script can be applied again."""
     try:
         parsed = parse_script(json.dumps(script))
     except ScriptError as error:
@@ -157,8 +157,12 @@ def test_any_script_is_played_or_refused(script: dict[str, Any]) -> None:
     share=st.floats(0, 1),
     seed=st.integers(0, 5),
 )
-def test_the_next_requests_come_first(times: list[int], share: float, seed: int) -> None:
-    """Counted faults strike in order, exactly as often as asked; then the standing one."""
+def test_counted_faults_precede_the_permanent_one(
+    times: list[int], share: float, seed: int
+) -> None:
+    """Counted faults apply in order to exactly as many requests as stated, then the permanent
+    one.
+    """
     plan = FaultPlan(random.Random(seed))
     queued = [Fault(str(index)) for index in range(len(times))]
     for fault, count in zip(queued, times, strict=True):
@@ -180,10 +184,10 @@ def test_the_next_requests_come_first(times: list[int], share: float, seed: int)
     start=st.floats(0, 1e6), length=st.floats(1e-3, 1e6), origin=st.floats(0, 1e9),
     offset=st.floats(0, 3e6),
 )  # fmt: skip
-def test_windows_hold_from_start_to_end(
+def test_a_window_applies_from_its_start_until_before_its_end(
     start: float, length: float, origin: float, offset: float
 ) -> None:
-    """A window strikes from its start, up to but not at its end, counted from its origin."""
+    """The window counts from its origin."""
     plan = FaultPlan(random.Random(0))
     plan.add_windows([(start, start + length, Fault("window"))], None, origin)
     now = origin + offset
@@ -192,7 +196,7 @@ def test_windows_hold_from_start_to_end(
 
 
 def test_windows_without_an_origin_count_from_the_first_request() -> None:
-    """A script read before anything is served starts when serving does."""
+    """A script that is parsed before the server runs starts with the server."""
     plan = FaultPlan(random.Random(0))
     plan.add_windows([(0, 10, Fault("window"))], None, None)
     assert _name(plan, 500.0) == "window"
@@ -215,7 +219,7 @@ def test_latencies_stay_within_their_maximum(median: float, factor: float, seed:
 
 
 def test_latencies_meet_their_percentiles() -> None:
-    """Of many draws half lie below the median and 95 of 100 below p95."""
+    """Half of many samples are below the median, and 95 of 100 below p95."""
     rng = random.Random(1)
     drawn = sorted(faults.log_normal(20, 60).sample(rng) for _ in range(4001))
     assert drawn[2000] == pytest.approx(20, rel=0.1)
@@ -223,7 +227,7 @@ def test_latencies_meet_their_percentiles() -> None:
 
 
 @pytest.mark.parametrize("numbers", [(-1.0,), (float("nan"),), (1.0, 99.0), (1.0, 0.0, -1.0)])
-def test_absurd_latencies_are_refused(numbers: tuple[float, ...]) -> None:
-    """What could not be slept is refused when it is written."""
+def test_invalid_latencies_are_refused(numbers: tuple[float, ...]) -> None:
+    """Latencies that cannot be slept are refused when the script is created."""
     with pytest.raises(ValueError, match="a latency is at least 0"):
         Latency(*numbers)

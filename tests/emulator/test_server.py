@@ -1,4 +1,4 @@
-"""The server side of the wire: connections, leaving clients, big bodies, loopback only."""
+"""The emulator's server: connections, disconnects, large bodies, and loopback only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REQUEST = (
 
 @BOTH_WAYS
 def test_sixteen_hanging_calls_cancelled_leave_nothing_open(way: str) -> None:
-    """Cancelled calls are noticed at once: nothing in flight, no connection left."""
+    """Cancelled calls are detected at once: no request is in flight, and no connection is open."""
 
     async def scenario(both: Wired) -> None:
         google = both.app.google
@@ -47,7 +47,9 @@ def test_sixteen_hanging_calls_cancelled_leave_nothing_open(way: str) -> None:
 
 
 def test_connections_are_kept_alive_and_counted_by_vendor() -> None:
-    """Requests in a row share one connection, which belongs to the vendor last asked."""
+    """Sequential requests share a connection, which is counted for the vendor of the last
+    request.
+    """
 
     async def scenario(both: Wired) -> None:
         assert both.server is not None
@@ -67,7 +69,7 @@ def test_connections_are_kept_alive_and_counted_by_vendor() -> None:
 
 
 async def _raw(server: EmulatorServer, sent: bytes, *, end: bool = True) -> bytes:
-    """All that the server answers to these bytes."""
+    """Return everything that the server sends in response to these bytes."""
     reader, writer = await asyncio.open_connection(server.host, server.port)
     writer.write(sent)
     if end:
@@ -79,8 +81,8 @@ async def _raw(server: EmulatorServer, sent: bytes, *, end: bool = True) -> byte
     return received
 
 
-def test_requests_sent_ahead_are_answered_in_turn() -> None:
-    """Two requests in one packet get two answers on the same connection."""
+def test_pipelined_requests_are_answered_in_order() -> None:
+    """Two requests in one packet get two responses on the same connection."""
 
     async def scenario(both: Wired) -> None:
         assert both.server is not None
@@ -95,7 +97,7 @@ def test_requests_sent_ahead_are_answered_in_turn() -> None:
     "sent", [b"", b"\x16\x03\x01", b"GET / HTTP/9\r\n\r\n", b"POST /", REQUEST[:-5]]
 )
 def test_no_bytes_break_the_server(sent: bytes) -> None:
-    """Nonsense, TLS and half a request end their own connection and nothing else."""
+    """Garbage, TLS and incomplete requests end their own connection only."""
 
     async def scenario(both: Wired) -> None:
         assert both.server is not None
@@ -106,8 +108,8 @@ def test_no_bytes_break_the_server(sent: bytes) -> None:
     run_with_emulator(scenario)
 
 
-def test_a_cut_body_promises_more_than_it_sends() -> None:
-    """On the wire: the full content-length, half of the body, the end."""
+def test_a_truncated_body_has_the_full_content_length() -> None:
+    """The server sends the full Content-Length, half of the body, and closes the connection."""
 
     async def scenario(both: Wired) -> None:
         assert both.server is not None
@@ -120,8 +122,8 @@ def test_a_cut_body_promises_more_than_it_sends() -> None:
     run_with_emulator(scenario)
 
 
-def test_a_client_that_leaves_during_the_body_is_noticed() -> None:
-    """Closing while twenty megabytes are on their way ends the exchange, undelivered."""
+def test_a_disconnect_during_the_body_is_detected() -> None:
+    """The exchange of twenty megabytes ends as undelivered."""
     big = picture() + b"\0" * 20_000_000
 
     async def scenario(both: Wired) -> None:
@@ -136,8 +138,8 @@ def test_a_client_that_leaves_during_the_body_is_noticed() -> None:
     run_with_emulator(scenario, Emulator(picture=big))
 
 
-def test_a_big_upload_arrives() -> None:
-    """Forty megabytes of references come through whole."""
+def test_a_large_upload_is_accepted() -> None:
+    """Forty megabytes of references arrive completely."""
     image = picture() + b"\0" * 10_000_000
 
     async def scenario(both: Wired) -> None:
@@ -147,8 +149,8 @@ def test_a_big_upload_arrives() -> None:
     run_with_emulator(scenario)
 
 
-def test_stopping_drops_what_hangs() -> None:
-    """Leaving the block ends hanging calls, whatever the client does."""
+def test_stopping_the_server_ends_hanging_calls() -> None:
+    """Leaving the block ends hanging calls, independent of their clients."""
 
     async def main() -> None:
         app = Emulator(picture="tiny")
@@ -167,19 +169,21 @@ def test_stopping_drops_what_hangs() -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "", "::", "192.168.1.5", "example.com"])
 def test_only_loopback_is_served(host: str) -> None:
-    """Anything that other machines could reach is refused by name."""
+    """An address that other machines could reach is refused, and the error names it."""
     with pytest.raises(ValueError, match="serves on loopback only"):
         EmulatorServer(Emulator(), host=host)
 
 
 def test_addresses_are_written_as_urls() -> None:
-    """An IPv6 address stands in brackets, localhost is the IPv4 one."""
+    """An IPv6 address is written in brackets, and localhost as the IPv4 address."""
     assert EmulatorServer(Emulator(), host="::1", port=8080).url == "http://[::1]:8080"
     assert EmulatorServer(Emulator(), host="localhost", port=1).google_url == "http://127.0.0.1:1"
 
 
 def test_serve_runs_until_cancelled() -> None:
-    """The command line's way: a fixed port, refused when taken, free again afterwards."""
+    """The fixed port of the command line is refused when it is in use, and is free again
+    afterwards.
+    """
 
     async def main() -> None:
         app = Emulator(picture="tiny")
@@ -223,7 +227,9 @@ def _small() -> Emulator:
 
 @PATHS
 def test_a_body_that_is_declared_too_large_is_not_read(path: str, words: bytes) -> None:
-    """The answer is 413 in the vendor's words before the body comes, and the connection ends."""
+    """The response is 413 in the vendor's format before the body arrives, and the connection is
+    closed.
+    """
 
     async def scenario(both: Wired) -> None:
         assert both.server is not None
@@ -240,8 +246,8 @@ def test_a_body_that_is_declared_too_large_is_not_read(path: str, words: bytes) 
 
 
 @PATHS
-def test_a_body_that_grows_too_large_is_not_held(path: str, words: bytes) -> None:
-    """One in pieces that never ends is refused as soon as it is over the limit."""
+def test_a_chunked_body_that_exceeds_the_limit_is_refused(path: str, words: bytes) -> None:
+    """An endless chunked body is refused as soon as it exceeds the limit."""
 
     async def scenario(both: Wired) -> None:
         assert both.server is not None
@@ -260,8 +266,8 @@ def test_a_body_that_grows_too_large_is_not_held(path: str, words: bytes) -> Non
 
 
 @BOTH_WAYS
-def test_the_sdks_take_a_large_body_as_refused(way: str) -> None:
-    """Each raises its own error with the status 413; one at the limit is served."""
+def test_the_sdks_raise_their_error_for_a_large_body(way: str) -> None:
+    """Each SDK raises its own error with the status 413; a body at the limit is served."""
 
     async def scenario(both: Wired) -> None:
         with pytest.raises(openai.APIStatusError) as refused:
@@ -276,8 +282,8 @@ def test_the_sdks_take_a_large_body_as_refused(way: str) -> None:
     run_with_emulator(scenario, _small(), way=way)
 
 
-def test_a_body_of_the_largest_size_is_taken() -> None:
-    """One more byte is not."""
+def test_a_body_of_the_maximum_size_is_accepted() -> None:
+    """A body with one more byte is refused."""
 
     async def scenario(both: Wired) -> None:
         assert both.server is not None
@@ -296,8 +302,8 @@ def test_a_body_of_the_largest_size_is_taken() -> None:
     ids=["one", "many"],
 )
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "endless"])
-def test_headers_have_a_bound(headers: bytes, whole: bool) -> None:
-    """They are refused with 431, also while they are still coming."""
+def test_headers_are_bounded(headers: bytes, whole: bool) -> None:
+    """Large headers are refused with 431, also while they are still arriving."""
 
     async def scenario(both: Wired) -> None:
         assert both.server is not None
@@ -310,8 +316,8 @@ def test_headers_have_a_bound(headers: bytes, whole: bool) -> None:
     run_with_emulator(scenario)
 
 
-def test_slow_clients_hold_nobody_up() -> None:
-    """Half requests, and answers that nobody reads, leave other clients as they were."""
+def test_slow_clients_do_not_delay_others() -> None:
+    """Incomplete requests and unread responses do not affect other clients."""
     big = picture() + b"\0" * 5_000_000
 
     async def scenario(both: Wired) -> None:
