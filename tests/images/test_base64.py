@@ -39,7 +39,7 @@ def test_all_variants_of_base64_are_decoded(
 
 
 @given(st.one_of(st.text(max_size=60), st.binary(max_size=60)))
-def test_anything_else_is_refused_clearly(junk: str | bytes) -> None:
+def test_any_other_input_is_rejected(junk: str | bytes) -> None:
     """Input is decoded, or rejected with the documented error."""
     with suppress(UnusableImageError):
         assert isinstance(decode_base64(junk), bytes)
@@ -67,7 +67,7 @@ def test_a_data_url_must_hold_base64(url: str) -> None:
 
 
 @pytest.mark.parametrize("extra", range(-4, 5))
-def test_pieces_join_up(extra: int) -> None:
+def test_pieces_are_joined(extra: int) -> None:
     """Lengths around the piece boundaries decode and encode as a single call does."""
     data = LARGE[: base64_codec._BYTES_PIECE * 2 + extra]
     text = base64.b64encode(data).decode()

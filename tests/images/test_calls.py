@@ -39,9 +39,7 @@ def slow(client: ImageClient) -> None:
 
 
 @pytest.mark.parametrize(("deadline", "waited"), [(40.0, 10.0), (400.0, 20.0), (None, 20.0)])
-def test_a_slow_address_does_not_take_the_callers_time(
-    deadline: float | None, waited: float
-) -> None:
+def test_a_slow_reference_is_dropped(deadline: float | None, waited: float) -> None:
     """A slow reference is dropped and listed after a quarter of the deadline."""
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -73,7 +71,7 @@ def test_a_slow_address_does_not_take_the_callers_time(
         (7, "image is of type int, not an image"),
     ],
 )
-def test_an_edit_says_what_is_wrong_with_its_image(image: Any, words: str) -> None:
+def test_an_edit_with_an_invalid_image_is_rejected(image: Any, words: str) -> None:
     """An invalid image is rejected by the argument's name before anything is sent."""
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -86,7 +84,7 @@ def test_an_edit_says_what_is_wrong_with_its_image(image: Any, words: str) -> No
     run_scenario(scene, **FAST)
 
 
-def test_strict_references_say_which_one_it_was() -> None:
+def test_strict_references_name_the_unusable_one() -> None:
     """With strict references, one that is late raises an error with its index."""
 
     async def scene(scenario: PipelineScenario) -> None:

@@ -199,7 +199,7 @@ AVIF = encoded(picture(), "AVIF", exif=exif(6))
 
 
 @given(st.data())
-def test_any_damage_to_an_avif_gives_an_answer(data: st.DataObject) -> None:
+def test_a_damaged_avif_is_handled(data: st.DataObject) -> None:
     """A damaged AVIF gives an image within the limits, or the documented error."""
     damaged = bytearray(AVIF)
     for _ in range(data.draw(st.integers(1, 4))):
@@ -227,7 +227,7 @@ def test_an_avif_with_too_many_extents_is_refused() -> None:
     assert time.process_time() - began < 1
 
 
-def test_nothing_writes_to_the_standard_error(tmp_path: Path) -> None:
+def test_decoders_write_nothing_to_standard_error(tmp_path: Path) -> None:
     """Neither decoders nor warnings write to standard error."""
     damaged = {
         "tiff": bad_tiff("group4"),

@@ -33,7 +33,7 @@ def numbers(ratio: str) -> tuple[int, int]:
 
 @pytest.mark.parametrize("ratio", ASPECT_RATIOS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_every_ratio_comes_out_of_every_size(ratio: str, size: tuple[int, int]) -> None:
+def test_every_ratio_is_reached_from_every_size(ratio: str, size: tuple[int, int]) -> None:
     """Crop and pad come within a pixel, exact hits it; crop only removes, pad only adds."""
     data = encoded(picture(*size), "PNG")
     across, down = numbers(ratio)
@@ -57,7 +57,7 @@ def test_every_ratio_comes_out_of_every_size(ratio: str, size: tuple[int, int]) 
 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.sampled_from(ASPECT_RATIOS))
-def test_exact_is_the_largest_there_is(width: int, height: int, ratio: str) -> None:
+def test_exact_gives_the_largest_exact_size(width: int, height: int, ratio: str) -> None:
     """`exact` gives the largest exact size; an image too small for any is cropped."""
     across, down = numbers(ratio)
     result = fitted(encoded(picture(width, height), "PNG"), ratio=ratio, mode="exact")
@@ -77,7 +77,7 @@ def test_exact_is_the_largest_there_is(width: int, height: int, ratio: str) -> N
                          ((919, 1600), False), ((880, 1600), False), ((1024, 1536), False)],
 )  # fmt: skip
 @pytest.mark.parametrize("mode", ["crop", "pad"])
-def test_within_two_percent_the_very_same_bytes_pass(
+def test_an_image_within_two_percent_is_unchanged(
     size: tuple[int, int], passes: bool, mode: FitMode
 ) -> None:
     """An image within 2 % of the ratio is returned unchanged."""
@@ -211,7 +211,7 @@ def test_a_jpeg_keeps_its_own_quality(mode: str, progressive: bool, quality: int
     assert ("progressive" in result.info) == progressive
 
 
-def test_a_very_dense_progressive_jpeg_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_very_dense_progressive_jpeg_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A JPEG that Pillow cannot re-encode alike is still fitted."""
     with monkeypatch.context() as patch:
         patch.setattr(ImageFile, "MAXBLOCK", 2**24)
@@ -270,7 +270,7 @@ def test_a_target_is_met_to_the_pixel(mode: FitMode, form: str) -> None:
      encoded(noise(60, 60), "JPEG")[:900], raw_png(60_000, 60_000, 8, 2, b"")],
     ids=["empty", "text", "torn png", "torn jpeg", "bomb"],
 )  # fmt: skip
-def test_what_cannot_be_decoded_raises_the_documented_error(data: bytes) -> None:
+def test_undecodable_data_raises_the_documented_error(data: bytes) -> None:
     """An image that cannot be decoded raises the documented error."""
     with pytest.raises(UnusableImageError):
         fitted(data, ratio="9:16", mode="crop")
@@ -290,7 +290,7 @@ def test_senseless_arguments_are_refused(options: dict[str, Any]) -> None:
     assert not isinstance(caught.value, UnusableImageError)
 
 
-def test_pillows_own_limit_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_applications_pillow_limit_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     """An image above the application's Pillow limit is fitted without a warning."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
 

@@ -102,13 +102,13 @@ def test_any_bytes_give_an_answer(data: bytes) -> None:
     "data", [b"RIFF\x20\0\0\0WEBPABCD" + bytes(30), b"\xff\xd8\xff\xd9", b"\xff\xd8\xff\xe0\0\4ab",
              b"GIF89a" + bytes(10), b"\x89PNG\r\n\x1a\n" + bytes(30), b"\xff\xd8\xff\xe0\0\4abcd"],
 )  # fmt: skip
-def test_a_header_that_makes_no_sense_has_no_size(data: bytes) -> None:
+def test_a_nonsensical_header_has_no_size(data: bytes) -> None:
     """A nonsensical header may have a type, but has no size."""
     assert sniff_mime(data) is not None
     assert pixel_size(data) is None
 
 
-def test_a_jpeg_of_endless_segments_is_given_up() -> None:
+def test_parsing_a_jpeg_of_endless_segments_stops() -> None:
     """A JPEG of millions of empty segments takes no longer than one of a few thousand."""
     segments = b"\xff\xe0\x00\x02" * 2_000_000
     frame = b"\xff\xc0" + struct.pack(">HBHH", 17, 8, 80, 48)

@@ -149,7 +149,7 @@ def bad_exif(orientation: int) -> bytes:
 
 
 @pytest.mark.parametrize("turn", [1, 6])
-def test_broken_metadata_are_no_fault_where_warnings_are_errors(turn: int) -> None:
+def test_broken_metadata_are_accepted_where_warnings_are_errors(turn: int) -> None:
     """A JPEG with broken EXIF data is accepted, and its orientation is read."""
     data = encoded(picture(), "JPEG", exif=bad_exif(turn))
 
@@ -306,7 +306,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_used_is_refused_in_plain_words(case: str) -> None:
+def test_an_unusable_image_is_rejected_with_its_reason(case: str) -> None:
     """The error has the right reason in few words."""
     data, words = REFUSED[case]
 
@@ -314,7 +314,7 @@ def test_what_cannot_be_used_is_refused_in_plain_words(case: str) -> None:
         normalized(data)
 
 
-def test_the_pixel_limit_is_ours_and_the_applications_stays(
+def test_the_applications_pixel_limit_is_ignored_and_unchanged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An image above Pillow's limit is normalized without a warning or a change of it."""
@@ -366,7 +366,7 @@ def test_a_giant_jpeg_is_never_decoded_at_full_size() -> None:
     assert source.size == (100, 50)
 
 
-def test_a_png_of_endless_chunks_is_given_up() -> None:
+def test_parsing_a_png_of_endless_chunks_stops() -> None:
     """A PNG of hundreds of thousands of chunks takes no longer than one of thousands."""
     good = encoded(picture(), "PNG")
     data = good[:33] + png_chunk(b"teXt", b"") * 300_000 + good[33:]

@@ -1,7 +1,7 @@
 """Memory and CPU time of a call are bounded for all images of callers and providers.
 
-The bounds are those of images/limits.py. They hold for CPU time and not for the time of day, so
-that a busy machine changes nothing.
+The bounds are those of images/limits.py. They apply to CPU time, so a busy machine does not affect
+them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def beyond(figures: dict[str, dict[str, Any]], cpu: float, megabytes: float) -> 
     return [each for each in figures.values() if each["cpu"] > cpu or each["megabytes"] > megabytes]
 
 
-def test_a_hostile_reference_costs_nothing() -> None:
+def test_the_cost_of_a_hostile_reference_is_bounded() -> None:
     """A hostile reference is rejected by its structure, and the call continues without it."""
     figures = measured("refused")
 
@@ -45,7 +45,7 @@ def test_a_hostile_reference_costs_nothing() -> None:
     assert all(each["outcome"].startswith("0 sent, ['") for each in figures.values()), figures
 
 
-def test_hostile_metadata_costs_nothing() -> None:
+def test_the_cost_of_hostile_metadata_is_bounded() -> None:
     """An image is used without its hostile metadata, with one copy at most."""
     figures = measured("harmless")
 

@@ -28,20 +28,20 @@ class Holder:
     """An object whose end can be observed, unlike that of bytes."""
 
 
-def test_work_runs_elsewhere_and_its_result_comes_back() -> None:
+def test_work_runs_in_a_thread_and_returns_its_result() -> None:
     """Work runs in a named thread of the library, and its result is returned."""
     name = asyncio.run(off_loop(lambda: threading.current_thread().name))
 
     assert name.startswith("resilient-imagen-images")
 
 
-def test_an_error_comes_back_as_it_is() -> None:
+def test_an_error_is_raised_unchanged() -> None:
     """An error in a worker thread keeps type and message."""
     with pytest.raises(ValueError, match="12a"):
         asyncio.run(off_loop(int, "12a"))
 
 
-def test_cancellation_returns_at_once_and_drops_what_has_not_begun() -> None:
+def test_cancellation_returns_at_once_and_drops_queued_work() -> None:
     """A cancelled caller returns at once, and its queued work never runs."""
     begun, release = threading.Semaphore(0), threading.Event()
     ran: list[int] = []
@@ -145,7 +145,7 @@ def test_one_call_gets_a_share_of_the_threads(pool: Pool) -> None:
     assert most <= share.get(pool, worker_pool._MAX_THREADS) + 1
 
 
-def test_large_references_are_worked_on_in_a_thread_apart() -> None:
+def test_large_references_are_processed_in_a_separate_thread() -> None:
     """References that are large, or of unknown size, are processed in a separate thread."""
     assert pool_for(TINY_PNG) is Pool.REFERENCES
     assert pool_for(narrow_png(5001, 5000)) is Pool.LARGE
@@ -153,7 +153,7 @@ def test_large_references_are_worked_on_in_a_thread_apart() -> None:
     assert pool_for(encoded(picture(), "AVIF")) is Pool.LARGE
 
 
-def test_nothing_holds_a_result() -> None:
+def test_idle_threads_do_not_keep_a_result() -> None:
     """Idle threads do not keep the result of their last work."""
 
     async def run() -> weakref.ref[Holder]:
