@@ -1,4 +1,4 @@
-"""``demo``: its images, its report of what the breaker did, and its traces."""
+"""The command ``demo``: its images, its report about the breaker, and its traces."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_where_traces_go(
     options: list[str], environment: dict[str, str], expected: str | None,
     capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """The option wins, then Jaeger's variable, then OpenTelemetry's (None), then the usual port.
+    """The option takes precedence, then Jaeger's variable, then OpenTelemetry's (None), then the usual port.
 
     An address that is not OpenTelemetry's must answer. Traces that did not arrive have no links.
     """
@@ -212,7 +212,7 @@ def test_where_traces_go(
 
 
 def test_an_odd_file_name_is_refused(capsys: Capsys, tmp_path: Path) -> None:
-    """It is refused before the demo runs."""
+    """The name is rejected before the demo runs."""
     ended = cli(capsys, "demo", "-o", tmp_path / "sheet.docx")
     assert ended.code == 2
     assert ended.complaint.endswith("sheet.docx: the contact sheet is a .png or a .jpg")
@@ -229,7 +229,7 @@ class FakeClient:
 
 
 def shown(demo: DemoRun, client: FakeClient, width: int = 120) -> str:
-    """Return what a terminal shows at the end."""
+    """Return the final output on a terminal."""
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=width, highlight=False)
     with watching(console, demo, client):  # type: ignore[arg-type]

@@ -64,7 +64,7 @@ def command(server: RedisServer, capsys: pytest.CaptureFixture[str]) -> Callable
 def test_a_command_waits_until_all_workers_obey(
     server: RedisServer, command: Callable[[str], Ended]
 ) -> None:
-    """It prints how many do, and the workers have obeyed by then."""
+    """It prints the number of workers that obey, and returns when all do."""
     with worker(server) as first, worker(server) as second:
         done = command("breaker open google --for 20s --why incident")
         assert done.code == 0
@@ -83,10 +83,13 @@ def test_a_command_waits_until_all_workers_obey(
         assert thresholds == [5, 5]
 
 
-def test_status_shows_orders_and_who_lags(
+def test_status_shows_orders_and_the_workers_that_obey(
     server: RedisServer, command: Callable[[str], Ended]
 ) -> None:
-    """Each with author, reason, what is left and the workers; and so does settings show."""
+    """Each order has author, reason, remaining time and workers.
+
+    `settings show` prints them, too.
+    """
     with worker(server), worker(server, control="off"):
         done = command("breaker open google --for 3h --why incident")
         assert done.code == 1
@@ -107,7 +110,7 @@ def test_status_shows_orders_and_who_lags(
 
 
 def test_without_a_worker_the_command_fails(command: Callable[[str], Ended]) -> None:
-    """The order is stored, and the line says that no worker obeys it yet."""
+    """The order is stored, and the message states that no worker obeys it yet."""
     done = command("breaker open google")
     assert (done.code, done.complaint) == (1, "breaker open google: no worker is connected")
 
@@ -115,7 +118,7 @@ def test_without_a_worker_the_command_fails(command: Callable[[str], Ended]) -> 
 def test_signed_orders_are_obeyed_and_others_are_not(
     server: RedisServer, command: Callable[[str], Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tool signs with the variable of the workers."""
+    """The command signs with the variable of the workers."""
     with worker(server, control_secret=SECRET) as client:
         done = command("breaker open google")
         assert (done.code, state(client)) == (1, "closed")
@@ -136,16 +139,16 @@ def test_signed_orders_are_obeyed_and_others_are_not(
 def test_refusals_are_explained(
     line: str, answer: str, server: RedisServer, command: Callable[[str], Ended]
 ) -> None:
-    """The exit code says that not all workers obey."""
+    """The message names the cause, and the exit code states that not all workers obey."""
     with worker(server, force_open="openai"):
         done = command(line)
         assert (done.code, answer in done.complaint) == (1, True)
 
 
-def test_an_order_outlives_redis_and_ends_by_itself(
+def test_an_order_stays_in_force_without_redis_until_its_end(
     server: RedisServer, command: Callable[[str], Ended]
 ) -> None:
-    """The worker obeys without Redis, and stops at the order's end, not before."""
+    """The worker obeys without Redis, and stops at the order's end."""
     sink = RecordingSink()
     with worker(server, sinks=[sink]) as client:
         assert command("breaker open google --for 5s").code == 0
@@ -163,7 +166,7 @@ def test_an_order_outlives_redis_and_ends_by_itself(
 
 
 def silent_worker(server: RedisServer) -> None:
-    """Let a worker check in that never reports anything."""
+    """Register a worker that never reports anything."""
     seconds = int(time.time()) + 60  # it stays there for as long as the command waits
     key = "resilient_imagen:{fleet}:heard"
     assert b":1" in server.ask("ZADD", key, f"{seconds}000000", "host/1/silent")
@@ -173,7 +176,7 @@ def silent_worker(server: RedisServer) -> None:
 def test_an_order_that_was_given_before_the_command_ended_early(
     end: str, server: RedisServer, tmp_path: Path
 ) -> None:
-    """The line says that the order was given, so that nobody takes it for withdrawn."""
+    """The message states that the order was given, since it is not withdrawn."""
     silent_worker(server)
     words = ("breaker", "open", "google", "--redis-url", server.url)
     running = subprocess.Popen(
@@ -198,7 +201,7 @@ def test_an_order_that_was_given_before_the_command_ended_early(
 def test_a_string_that_is_not_utf8_keeps_no_order_from_the_workers(
     server: RedisServer, command: Callable[[str], Ended]
 ) -> None:
-    """It was damaged, or forged, and is beside orders that are valid."""
+    """A damaged or forged string beside valid orders is ignored."""
     with worker(server) as client:
         assert command("breaker open openai").code == 0
         redis = Redis.from_url(server.url)
@@ -224,7 +227,7 @@ def test_a_value_that_all_workers_refuse_ends_no_earlier_order(
 def test_orders_with_another_signature_are_counted(
     server: RedisServer, command: Callable[[str], Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An operator with a wrong secret does not take the fleet for one without orders."""
+    """An operator with a wrong secret sees that there are orders."""
     monkeypatch.setenv("IMAGE_GEN_CONTROL_SECRET", SECRET)
     with worker(server, control_secret=SECRET):
         assert command("breaker open google").code == 0
@@ -238,7 +241,7 @@ def test_orders_with_another_signature_are_counted(
 def test_an_order_that_another_one_replaced_at_once_is_not_waited_for(
     server: RedisServer,
 ) -> None:
-    """The answer says so, not that the workers lag."""
+    """The message states the replacement, not that workers lag behind."""
     draft = Order(action="open", target="google", ttl=60, by="ops", serial=1)
     fleet = FleetOrders(Address.parse(server.url), None)
     with worker(server):
@@ -256,7 +259,7 @@ def test_an_order_that_another_one_replaced_at_once_is_not_waited_for(
 
 
 def test_a_redis_that_does_not_answer(server: RedisServer, command: Callable[[str], Ended]) -> None:
-    """One line with the address and the cause."""
+    """One line has the address and the cause."""
     server.kill()
     try:
         done = command("breaker open google")

@@ -1,4 +1,4 @@
-"""A refused key: the message has its variable and the vendor's explanation."""
+"""A rejected key: the message has its variable and the vendor's explanation."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def orders(path: Path) -> list[dict[str, Any]]:
 
 
 def test_open_writes_an_order(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With its author, its reason and its end, which are printed."""
+    """The order has author, reason and end, which are printed."""
     done = cli(
         capsys, "breaker", "open", "google", "--for", "20s", "--why", "incident 7",
         "--control-file", path,
@@ -52,14 +52,14 @@ def test_open_writes_an_order(path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_the_variable_names_the_file(
     path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As for the processes that read it."""
+    """IMAGE_GEN_CONTROL_FILE names the file, as for the processes that read it."""
     monkeypatch.setenv("IMAGE_GEN_CONTROL_FILE", str(path))
     assert cli(capsys, "breaker", "open", "google").code == 0
     assert orders(path)[0]["ttl"] == 1800
 
 
 def test_close_hold_and_reset(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A later order takes the place of an earlier one, and lasts as long as that would have."""
+    """A later order replaces an earlier one, and lasts as long as that would have."""
     for arguments in (
         ["open", "google:gemini-3-pro-image", "--for", "2h"],
         ["close", "google", "--hold", "--even-account", "--for", "1h"],
@@ -75,7 +75,7 @@ def test_close_hold_and_reset(path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_settings_are_set_and_unset(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Also a limit of a provider that only the processes have declared."""
+    """Limits of a provider that only the processes have declared can be set, too."""
     for assignment in ("IMAGE_GEN_BREAKER_FAIL_MAX=5", "IMAGE_GEN_GOOGLE_B_IPM=7.5"):
         done = cli(capsys, "settings", "set", assignment, "--for", "2h", "--control-file", path)
         assert done.out.startswith(f"{assignment} until ")
@@ -90,7 +90,10 @@ def test_settings_are_set_and_unset(path: Path, capsys: pytest.CaptureFixture[st
 def test_show_has_value_and_source(
     path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Default, environment, or the author of an order and its end; secrets are not shown."""
+    """The source is the default, the environment, or an order with author and end.
+
+    Secrets are not shown.
+    """
     monkeypatch.setenv("IMAGE_GEN_CONTROL_FILE", str(path))
     monkeypatch.setenv("IMAGE_GEN_IPM", "20")
     monkeypatch.setenv("GOOGLE_GENAI_API_KEY", "AIzaNOBODY")
@@ -114,8 +117,8 @@ def test_show_has_value_and_source(
     assert "IMAGE_GEN_BREAKER_HALF_OPEN_CALLS" in table
 
 
-def test_show_needs_no_place(capsys: pytest.CaptureFixture[str]) -> None:
-    """Without Redis and file it shows the environment alone."""
+def test_show_works_without_redis_and_file(capsys: pytest.CaptureFixture[str]) -> None:
+    """The command shows the settings of the environment alone."""
     done = cli(capsys, "settings", "show")
     assert (done.code, "no orders: neither Redis" in done.out) == (0, True)
 
@@ -123,7 +126,7 @@ def test_show_needs_no_place(capsys: pytest.CaptureFixture[str]) -> None:
 def test_with_a_secret_orders_are_signed(
     path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An unsigned order in the file is not shown as one in force."""
+    """An unsigned order in the file is not shown as in force."""
     cli(capsys, "settings", "set", "IMAGE_GEN_IPM=7", "--control-file", path)
     monkeypatch.setenv("IMAGE_GEN_CONTROL_SECRET", SECRET)
     cli(capsys, "breaker", "open", "google", "--control-file", path)
@@ -154,15 +157,17 @@ WRONG: dict[str, str] = {
 
 
 @pytest.mark.parametrize("line", WRONG)
-def test_each_mistake_has_a_line(line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing is written, and the line says what is allowed."""
+def test_invalid_orders_are_reported_in_one_line(
+    line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is written, and the line states what is allowed."""
     done: Ended = cli(capsys, *line.split())
     assert done.code == 2
     assert WRONG[line] in done.complaint
 
 
 def test_a_key_in_place_of_a_variable_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    """A command line that was pasted wrongly may be in a shared terminal or a log."""
+    """A command line with a pasted key may be visible in a shared terminal or a log."""
     done = cli(capsys, "settings", "set", f"{KEY}=5", "--control-file", "f")
     assert done.code == 2
     assert "cannot change at runtime" in done.complaint
@@ -170,23 +175,25 @@ def test_a_key_in_place_of_a_variable_is_not_shown(capsys: pytest.CaptureFixture
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_a_named_pipe_is_no_control_file(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Opening it could wait for ever, with the folder locked for other commands."""
+def test_a_named_pipe_is_rejected_as_control_file(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Opening it could block forever, while other commands wait for the folder's lock."""
     os.mkfifo(path)
     done = cli(capsys, "breaker", "open", "google", "--control-file", path)
     assert (done.code, f"{path}: is not a regular file" in done.complaint) == (1, True)
 
 
 def test_a_damaged_file_is_not_overwritten(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It may hold orders that another version wrote."""
+    """It may contain orders of another version."""
     path.write_text("{}")
     done = cli(capsys, "breaker", "open", "google", "--control-file", path)
     assert (done.code, path.read_text()) == (2, "{}")
     assert 'the file must be JSON: {"orders": [...]}' in done.complaint
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The system's words, with the path."""
+def test_a_missing_folder_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The line has the system's message with the path."""
     done = cli(capsys, "breaker", "open", "google", "--control-file", tmp_path / "no" / "c.json")
     assert done.code == 1
     assert done.complaint.endswith("no: No such file or directory")
@@ -213,10 +220,10 @@ drafts = st.builds(
 def test_a_process_that_starts_later_obeys_the_same_orders(
     drafts: list[tuple[Order, int]], after: int
 ) -> None:
-    """A process that heard every order, and one that reads those that are kept, agree.
+    """A process that received every order, and one that reads the stored ones, agree.
 
-    An order is kept until its end, or until one on the same topic takes its place. So an order that
-    ends an order on another topic lasts as long as that.
+    An order is stored until its end, or until one on the same topic replaces it. An order that ends
+    an order on another topic is therefore stored as long as that one.
     """
     known: list[Order] = []
     book = OrderBook()

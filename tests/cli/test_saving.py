@@ -45,7 +45,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "mime"),
     [("fox.png", "image/png"), ("fox.PNG", "image/png"), ("fox.webp", "image/webp")],
 )
-def test_the_name_decides_the_type(
+def test_the_extension_determines_the_type(
     name: str, mime: str, capsys: Capsys, imagen_emulator: BackgroundEmulator
 ) -> None:
     """A JPEG is converted to the type of the extension, looks the same, and a note states it."""
@@ -126,7 +126,7 @@ def test_converting_leaves_the_loop_free(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("target", [(), ("-o", "fox.png"), ("-o", "fox")])
-def test_a_full_disk_costs_nothing(
+def test_an_unwritable_path_is_found_before_a_request(
     target: tuple[str, ...],
     capsys: Capsys,
     monkeypatch: pytest.MonkeyPatch,
@@ -196,7 +196,7 @@ def test_no_other_file_is_touched(tmp_path: Path, capsys: Capsys) -> None:
 
 
 def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
-    """The file that it points to keeps its content."""
+    """The file to which it points is unchanged."""
     victim, link = tmp_path / "victim", tmp_path / "fox.png"
     victim.write_bytes(b"precious")
     link.symlink_to(victim)
@@ -244,7 +244,7 @@ def test_an_impossible_name_is_refused(capsys: Capsys, imagen_emulator: Backgrou
 
 
 def test_a_device_is_written_to(capsys: Capsys) -> None:
-    """It is not replaced, gets no extension, and causes no warning about its name."""
+    """A device is not replaced, gets no extension, and causes no warning about its name."""
     ended = cli(capsys, *FOX, "-o", os.devnull, "--emulator")
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith(f"saved     {os.devnull} (1024 x 1024 pixels, image/jpeg, ")

@@ -1,4 +1,4 @@
-"""Ctrl-C while the command line is imported."""
+"""Ctrl-C while the command line is being imported."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def test_ctrl_c_while_a_command_begins(name: str, tmp_path: Path) -> None:
     assert ended.stderr == "resilient-imagen: stopped\n"
 
 
-def test_the_way_to_the_first_line_is_short(tmp_path: Path) -> None:
-    """Modules that take long are imported after the signal's handler is set."""
+def test_slow_modules_are_imported_after_the_signal_handler_is_set(tmp_path: Path) -> None:
+    """Before the handler is set, only fast modules are imported."""
     code = (
         "import sys\n"
         "from resilient_imagen.cli import main\n"
