@@ -59,17 +59,17 @@ def echo(request: Received, status: int) -> bytes:
 
 
 def shown_by(error: BaseException) -> str:
-    """Return all that an application may print about an error, with the local variables."""
+    """Return everything that an application may print about an error, including local variables."""
     frames = traceback.TracebackException.from_exception(error, capture_locals=True)
     ours = [each.locals for each in frames.stack if "/tests/" not in each.filename]
     return f"{error!r} {error} {vars(error)} {ours} {traceback.format_exception(error)}"
 
 
 def logged(record: logging.LogRecord) -> str:
-    """Return all that a formatter may show of a record.
+    """Return everything that a formatter may show of a record.
 
-    At level DEBUG google-auth attaches the token server's response, in which it hides the tokens
-    itself, but no text for people.
+    At level DEBUG google-auth logs the token server's response. It hides the tokens itself, but no
+    error descriptions.
     """
     extra = {name: value for name, value in vars(record).items() if name != "httpResponse"}
     return f"{record.getMessage()} {extra}"
@@ -78,7 +78,7 @@ def logged(record: logging.LogRecord) -> str:
 async def run_calls(
     monkeypatch: pytest.MonkeyPatch, folder: Path, telemetry: Telemetry, status: int, fault: str
 ) -> tuple[list[str], RawServer]:
-    """Ask every endpoint once; return what an application may show, and the server."""
+    """Send a request to every endpoint; return the output of an application, and the server."""
 
     def answer(request: Received) -> bytes | None:
         is_token = request.path.startswith(("/token", "/msi/token"))
@@ -131,14 +131,15 @@ async def run_calls(
     ("status", "fault"),
     [(401, "none"), (403, "none"), (503, "none"), (400, "refused"), (503, "unreachable")],
 )
-def test_no_credential_of_any_endpoint_leaves(
+def test_no_credential_of_any_endpoint_is_output(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     status: int,
     fault: str,
 ) -> None:
-    """Logs at level DEBUG, spans, metrics, errors, tracebacks with local variables, snapshots.
+    """Logs at level DEBUG, spans, metrics, errors, tracebacks with local variables and
+    snapshots contain none.
 
     The service, or the token server, quotes everything in its error.
     """

@@ -43,7 +43,7 @@ def test_the_callers_own_span_is_the_parent_and_is_current_again() -> None:
     run_telemetry_scenario(scene)
 
 
-def test_what_happens_during_the_call_becomes_a_child() -> None:
+def test_spans_during_the_call_are_children_of_its_spans() -> None:
     """Spans of on_start are children of the root, those of a provider of its attempt."""
 
     async def scene(scenario: TelemetryScenario) -> None:
@@ -70,7 +70,7 @@ def test_what_happens_during_the_call_becomes_a_child() -> None:
     run_telemetry_scenario(scene)
 
 
-def test_calls_at_the_same_time_have_a_trace_each() -> None:
+def test_concurrent_calls_have_separate_traces() -> None:
     """Attempts of concurrent calls belong to their own call's root."""
 
     async def scene(scenario: TelemetryScenario) -> None:
@@ -86,7 +86,7 @@ def test_calls_at_the_same_time_have_a_trace_each() -> None:
     run_telemetry_scenario(scene, max_concurrent=8, **FAST)
 
 
-def test_a_call_inside_a_call_keeps_both_traces_straight() -> None:
+def test_a_nested_call_has_its_own_root_span() -> None:
     """A call that on_start makes has a root span below that of the first call."""
 
     async def scene(scenario: TelemetryScenario) -> None:
@@ -102,7 +102,7 @@ def test_a_call_inside_a_call_keeps_both_traces_straight() -> None:
     run_telemetry_scenario(scene, **FAST)
 
 
-def test_a_call_that_is_thrown_away_leaves_nothing_behind() -> None:
+def test_an_abandoned_call_leaves_no_state() -> None:
     """If a call never ends, the sink keeps no state of it, and the next call has its own trace."""
     telemetry = Telemetry()
     sink = SpanSink(telemetry.tracers)

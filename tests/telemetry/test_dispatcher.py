@@ -1,4 +1,4 @@
-"""A sink that raises, is slow or is flooded has no effect on the call."""
+"""A sink that raises, is slow or gets too many events has no effect on the call."""
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ async def ask(*sinks: Any) -> None:
 def test_an_error_of_a_sink_does_not_reach_the_call(
     error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The image comes, later sinks get the event, and one log record names the error type only."""
+    """The image is returned, later sinks get the event, and one log record has the error type
+    only.
+    """
     record = RecordingSink()
     run_virtual(ask(RaisingSink(error), record))
     assert record.calls[0].outcome == "success"
@@ -94,7 +96,7 @@ def test_an_error_of_a_sink_does_not_reach_the_call(
 
 
 def test_no_call_waits_for_a_slow_sink() -> None:
-    """The call ends before the sink has taken its first event; the sink gets all of them later."""
+    """The call ends before the sink has handled its first event; the sink gets all events later."""
     slow = SlowSink()
     dispatcher = SinkDispatcher([slow])
 
@@ -110,7 +112,7 @@ def test_no_call_waits_for_a_slow_sink() -> None:
 
 
 def test_a_slow_sink_sees_the_callers_context() -> None:
-    """Context variables and the current span are those of the moment the event happened."""
+    """Context variables and the current span are those at the time of the event."""
     slow = SlowSink()
     slow.go.set()
 
@@ -233,7 +235,7 @@ def test_closing_waits_for_a_limited_time() -> None:
     slow.go.set()
 
 
-def test_closing_without_slow_sinks_takes_no_thread() -> None:
+def test_closing_without_background_sinks_starts_no_thread() -> None:
     """Closing without background sinks starts no thread and waits for nothing."""
     before = threading.active_count()
 
@@ -247,7 +249,7 @@ def test_closing_without_slow_sinks_takes_no_thread() -> None:
 
 
 def test_inline_sinks_get_events_in_order_and_endings_in_reverse() -> None:
-    """As with nested context managers, the first sink to get a start is the last to get its end."""
+    """The first sink that gets a start gets its end last, as with nested context managers."""
     order: list[tuple[str, str]] = []
 
     class Named:
@@ -344,7 +346,7 @@ def test_an_attempt_has_the_fields_of_the_objects_that_it_carries() -> None:
         event.number = 2  # type: ignore[misc]
 
 
-def test_an_event_without_a_time_happens_now() -> None:
+def test_the_default_time_of_an_event_is_now() -> None:
     """The default time is that of the running loop, else of the monotonic clock."""
 
     async def main() -> tuple[float, float]:
@@ -357,7 +359,7 @@ def test_an_event_without_a_time_happens_now() -> None:
 
 
 def test_a_sink_can_be_added_to_a_client_in_use() -> None:
-    """Inline or not, it receives the events that follow, beside the sinks that were there."""
+    """An inline or background sink gets the events from then on, beside the existing sinks."""
 
     async def main() -> None:
         class Background(RecordingSink):

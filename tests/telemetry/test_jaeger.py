@@ -122,7 +122,7 @@ def test_calls_served_by_openai_are_found(evidence: Evidence) -> None:
     assert evidence.calls(imagegen__provider__served="openai") == expected
 
 
-def test_calls_that_waited_for_pacing_are_found(evidence: Evidence) -> None:
+def test_calls_that_waited_for_the_rate_limit_are_found(evidence: Evidence) -> None:
     """A boolean tag finds calls that waited, because durations cannot be searched."""
     expected = evidence.really(lambda ended: ended.queue_s >= 0.01)
     assert len(expected) >= 2

@@ -132,7 +132,7 @@ def test_an_attempt_line_can_be_replayed(lines: Lines) -> None:
     assert completed["time"] - failed["time"] > 10, "events keep their distance in virtual time"
 
 
-def test_a_call_that_goes_well_leaves_one_line(lines: Lines) -> None:
+def test_a_successful_call_has_one_line(lines: Lines) -> None:
     """A successful call has one line, which includes the request that served it."""
     run_telemetry_scenario(TelemetryScenario.ask)
     visible = [line for line in lines if line["level"] != "debug"]
@@ -423,7 +423,7 @@ def test_a_configuration_may_replace_the_null_handler(
     assert names_of(unconfigured) == FALLBACK
 
 
-def test_a_tool_that_replaces_how_handlers_are_called_gets_the_records(
+def test_a_tool_that_patches_call_handlers_gets_the_records(
     unconfigured: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tools that patch callHandlers, such as Sentry, receive records without a handler."""
@@ -464,7 +464,7 @@ def test_a_level_that_is_filtered_costs_no_line(lines: Lines) -> None:
     assert {line["level"] for line in lines} == {"warning", "error"}
 
 
-def test_any_configured_wrapper_will_do() -> None:
+def test_any_structlog_wrapper_is_supported() -> None:
     """structlog over logging, with its filter and renderer, is supported."""
     caught: list[str] = []
     handler = logging.Handler()
@@ -499,7 +499,7 @@ def test_a_logger_factory_need_not_take_a_name() -> None:
     assert events == [SETTINGS, *(name for _, name in STORY)]
 
 
-def test_a_pipeline_that_is_configured_during_a_call_gets_the_rest_of_it(
+def test_structlog_may_be_configured_during_a_call(
     records: list[logging.LogRecord],
 ) -> None:
     """If structlog is configured during a call, the call's further lines go to its pipeline."""
@@ -522,7 +522,7 @@ def test_a_pipeline_that_is_configured_during_a_call_gets_the_rest_of_it(
     assert events == ["imagegen.request.completed"]
 
 
-def test_what_is_not_known_is_left_out(lines: Lines) -> None:
+def test_unknown_values_are_left_out(lines: Lines) -> None:
     """Unknown values, such as a price, have no key instead of null."""
 
     async def main() -> None:
@@ -536,7 +536,7 @@ def test_what_is_not_known_is_left_out(lines: Lines) -> None:
     assert None not in line.values()
 
 
-def test_another_configuration_holds_from_the_next_line_on(
+def test_a_new_configuration_applies_from_the_next_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The logger is cached until structlog's configuration or output stream changes."""

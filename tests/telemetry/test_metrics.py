@@ -27,7 +27,7 @@ CUMULATIVE = AggregationTemporality.CUMULATIVE
 PRIMARY, SECOND = "google:gemini-3-pro-image", "openai:gpt-image-2.5-flare"
 
 
-def test_a_fallback_is_counted_everywhere_it_should_be() -> None:
+def test_a_fallback_is_counted_in_all_its_metrics() -> None:
     """A fallback is counted in retries, votes, transitions, rejections, durations and tokens."""
 
     async def scene(scenario: TelemetryScenario) -> None:
@@ -108,7 +108,7 @@ def test_a_slow_bucket_leads_to_its_trace() -> None:
 
 
 @pytest.mark.parametrize("preferred", [CUMULATIVE, AggregationTemporality.DELTA])
-def test_counters_are_sums_in_the_manner_that_the_backend_prefers(
+def test_counters_support_both_temporalities(
     preferred: AggregationTemporality,
 ) -> None:
     """Counters work with the temporality that the backend prefers."""
@@ -400,7 +400,7 @@ def test_error_types_come_from_a_fixed_list(error: Reason | Exception, word: str
     run_telemetry_scenario(scene)
 
 
-def test_a_cancelled_request_is_no_quick_success() -> None:
+def test_a_cancelled_request_has_a_separate_error_type() -> None:
     """A cancelled request's duration has a separate error type; its vote is neutral."""
 
     async def scene(scenario: TelemetryScenario) -> None:
@@ -456,7 +456,7 @@ def test_a_retry_names_the_service_that_its_attempt_named() -> None:
     run_telemetry_scenario(scene, **FAST)
 
 
-def test_vendors_cannot_fill_the_metrics_with_names() -> None:
+def test_the_number_of_response_models_in_metrics_is_limited() -> None:
     """The number of distinct response model names is limited."""
 
     async def scene(scenario: TelemetryScenario) -> None:
@@ -476,7 +476,7 @@ def test_vendors_cannot_fill_the_metrics_with_names() -> None:
     run_telemetry_scenario(scene, **FAST)
 
 
-def test_shadow_decisions_are_no_transitions() -> None:
+def test_shadow_decisions_are_not_counted_as_transitions() -> None:
     """Decisions of shadow mode are logged, but not counted as transitions."""
 
     async def scene(scenario: TelemetryScenario) -> None:

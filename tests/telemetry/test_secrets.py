@@ -1,4 +1,4 @@
-"""Keys, prompts and images that a vendor echoes appear in no output."""
+"""Keys, prompts and images that a vendor echoes do not appear in any output."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def planted(body: Any) -> Any:
 
 
 class Vendors:
-    """Both vendors: one fails as the case says, the other one serves."""
+    """Both vendors: one fails as the case specifies, and the other one serves."""
 
     def __init__(self) -> None:
         self.case: dict[str, Any] = CASES[0]
@@ -227,7 +227,7 @@ def logged(request: pytest.FixtureRequest) -> Iterator[Callable[[], str]]:
 
 @pytest.mark.no_cover
 @pytest.mark.parametrize("endpoints", ENDPOINTS)
-def test_no_secret_leaves_over_the_whole_catalogue(
+def test_no_secret_is_output_for_any_reported_failure(
     logged: Callable[[], str], endpoints: str
 ) -> None:
     """Spans, metrics, logs, error texts and tracebacks of every reported failure are clean."""
@@ -244,7 +244,7 @@ def test_no_secret_leaves_over_the_whole_catalogue(
             assert at < 0, f"{place}: …{text[max(0, at - 200) : at + 100]}…"
 
 
-def test_what_callers_pass_wrongly_is_not_repeated(logged: Callable[[], str]) -> None:
+def test_invalid_arguments_are_not_repeated(logged: Callable[[], str]) -> None:
     """Errors about invalid arguments do not repeat them: they may be prompts or images."""
     telemetry = Telemetry()
 

@@ -1,4 +1,4 @@
-"""The report of the settings in effect: when it comes, and what is in it."""
+"""The report of the settings in effect: its times and its content."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_first_call_reports_settings_of_code_and_environment(
 
 
 def test_settings_are_reported_again_every_hour() -> None:
-    """A log file that was begun later has the settings, too."""
+    """A log file that is started later has the settings, too."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         await scenario.ask()
@@ -61,7 +61,7 @@ def test_settings_are_reported_again_every_hour() -> None:
 
 
 def test_a_change_of_a_breaker_is_reported_with_the_next_call() -> None:
-    """Other numbers of one breaker, and a route that an operator forces open, are settings, too."""
+    """The settings in effect include a reconfigured breaker, and a route that is forced open."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         await scenario.ask()
@@ -98,8 +98,8 @@ def test_an_operators_order_is_reported_with_the_next_call() -> None:
     run_telemetry_scenario(scene)
 
 
-def test_root_spans_have_what_differs_from_the_defaults() -> None:
-    """The attribute has the changed settings only, and follows a change."""
+def test_root_spans_have_the_changed_settings() -> None:
+    """The attribute has the settings that differ from the defaults, and follows changes."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         await scenario.ask()
@@ -143,8 +143,8 @@ def test_no_secret_is_in_the_report(caplog: pytest.LogCaptureFixture) -> None:
     assert "IMAGE_GEN_ROUTES=google+second:gemini-3-pro-image" in record.__dict__["summary"]
 
 
-def test_settings_are_read_back_from_their_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every setting survives, and the environment of the reader has no part in it."""
+def test_a_reported_setting_is_parsed_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every setting is restored, and the reader's environment has no effect."""
     made = Settings(
         providers={"second": {"kind": "google", "ipm": 5, "breaker": "fail_max=2"}},
         hedge_probe_after=None,
@@ -183,7 +183,7 @@ def test_a_wrong_variable_is_named(variables: dict[str, str], says: str) -> None
 
 
 def test_one_providers_breaker_has_its_own_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """IMAGE_GEN_<NAME>_BREAKER changes the breakers of that provider's routes alone."""
+    """IMAGE_GEN_<NAME>_BREAKER changes the breakers of that provider's routes only."""
     monkeypatch.setenv("IMAGE_GEN_OPENAI_BREAKER", "fail_max=8,reset_timeout=15")
     monkeypatch.setenv("IMAGE_GEN_BREAKER_FAIL_MAX", "4")
 

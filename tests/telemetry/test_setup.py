@@ -58,7 +58,7 @@ def test_without_a_variable_no_provider_is_set(
 ) -> None:
     """Without a variable, or with one that disables tracing, no provider is set.
 
-    A warning is printed only if the user asked for traces.
+    A warning is printed only if the user requested traces.
     """
     warnings: list[str] = []
     for name, value in variables.items():
@@ -137,7 +137,7 @@ def test_console_spans_stay_off_standard_output() -> None:
     assert done.stderr.count('"name": "imagegen.generate"') == 3000
 
 
-def test_a_dead_collector_is_one_line_and_no_wait() -> None:
+def test_an_unreachable_collector_is_logged_once() -> None:
     """An unreachable collector gives one log line without the password, and delays nothing."""
     started = time.monotonic()
     done = run("http://me:sesame@127.0.0.1:9")
@@ -208,7 +208,7 @@ def test_opentelemetrys_values_control_content_capture(
 
 
 @pytest.mark.parametrize("word", ["1", "yes", "ALWAYS"])
-def test_other_packages_values_capture_no_content(
+def test_unknown_values_capture_no_content(
     word: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An unknown value causes one warning with the allowed values."""

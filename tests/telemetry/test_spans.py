@@ -200,7 +200,7 @@ def test_an_account_wide_trip_links_the_sibling_route_to_the_same_attempt() -> N
     )
 
 
-def test_a_request_too_slow_for_the_breaker_is_the_one_linked_to() -> None:
+def test_a_rejection_links_to_the_slow_request_that_opened_the_circuit() -> None:
     """The link is to the slow request, which opened the circuit while in flight."""
 
     async def scene(scenario: TelemetryScenario) -> None:
@@ -290,7 +290,7 @@ def test_of_two_slow_requests_the_later_one_opened_the_breaker() -> None:
     run_telemetry_scenario(scene, breaker_slow_call=10, breaker_fail_max=2, **FAST)
 
 
-def test_a_hanging_probe_is_linked_to_as_the_opener() -> None:
+def test_rejections_link_to_a_hanging_probe() -> None:
     """Rejections link to the hanging probe before its time limit, not to the first opener."""
 
     async def scene(scenario: TelemetryScenario) -> None:
@@ -395,7 +395,7 @@ def test_a_passed_deadline_is_an_attribute_of_every_span() -> None:
     run_telemetry_scenario(scene)
 
 
-def test_a_cancelled_call_is_no_error() -> None:
+def test_a_cancelled_call_is_not_an_error() -> None:
     """Both spans of a cancelled call are marked as cancelled, neither as error nor as success."""
 
     async def scene(scenario: TelemetryScenario) -> None:
@@ -412,7 +412,7 @@ def test_a_cancelled_call_is_no_error() -> None:
     run_telemetry_scenario(scene)
 
 
-def test_a_call_that_is_thrown_away_was_cancelled() -> None:
+def test_an_abandoned_call_is_marked_as_cancelled() -> None:
     """A call whose coroutine is closed during a request is marked as cancelled."""
 
     async def scene(scenario: TelemetryScenario) -> None:
@@ -452,7 +452,7 @@ def test_a_bug_has_its_exception_type() -> None:
     run_telemetry_scenario(scene)
 
 
-def test_prompts_are_captured_only_when_asked_for_and_never_long_or_base64() -> None:
+def test_prompts_are_captured_only_on_request() -> None:
     """OpenTelemetry's variable enables prompts on spans; they are bounded and contain no images."""
     data_url = "data:image/png;base64," + "iVBORw0KGgo" * 50
 
@@ -490,7 +490,7 @@ def test_prompts_are_captured_only_when_asked_for_and_never_long_or_base64() -> 
         ("google", "not an address:port", "gcp.gemini"),
     ],
 )
-def test_the_provider_is_named_as_the_conventions_name_it(
+def test_the_provider_has_the_name_of_the_conventions(
     provider: str, base_url: str, expected: str
 ) -> None:
     """The provider's name depends on the address, whose credentials are not exported."""

@@ -29,7 +29,7 @@ GOOGLE, OPENAI = "google:gemini-3-pro-image", "openai:gpt-image-2.5-flare"
 
 
 class Sentences(list[tuple[str, str]]):
-    """Events and their sentences, in order; seconds, which have jitter, read ``N s``."""
+    """Events and their sentences in order; seconds, which have jitter, are replaced by ``N s``."""
 
     def of(self, event: str) -> list[str]:
         return [sentence for name, sentence in self if name == f"imagegen.{event}"]
@@ -310,7 +310,7 @@ def test_every_kind_of_line_has_a_sentence() -> None:
     assert summary(Event(at=0.0)) == ""
 
 
-def test_a_line_that_is_filtered_costs_no_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_sentence_is_built_for_a_filtered_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sentence is built only after the level filter."""
     made: list[Event] = []
 
