@@ -1,4 +1,4 @@
-"""The drop-in functions, as the application uses them: real SDKs, real sockets, the emulator."""
+"""The drop-in functions as an application uses them: real SDKs, real sockets and the emulator."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def run(scene: Callable[[], Awaitable[T]]) -> T:
     return asyncio.run(main())
 
 
-def test_the_application_gets_what_it_always_got(vendors: BackgroundEmulator) -> None:
-    """``image_base64`` and ``mime_type`` as before, and the truth about the call beside them."""
+def test_the_result_has_the_keys_of_the_replaced_functions(vendors: BackgroundEmulator) -> None:
+    """It has ``image_base64`` and ``mime_type`` as before, and further keys about the call."""
 
     async def scene() -> None:
         result = await ri.generate_image("a red dragon")
@@ -54,10 +54,12 @@ def test_the_application_gets_what_it_always_got(vendors: BackgroundEmulator) ->
     run(scene)
 
 
-def test_google_gets_the_orientation_and_the_ratio_openai_the_raw_prompt_and_a_size(
+def test_each_vendor_gets_prompt_and_size_in_its_own_form(
     vendors: BackgroundEmulator,
 ) -> None:
-    """Each vendor is asked in its own way, with and without references."""
+    """Google gets orientation and ratio, OpenAI the unchanged prompt and a size, with and
+    without references.
+    """
 
     async def scene() -> None:
         await ri.generate_image("a red dragon", "16:9")
@@ -80,7 +82,7 @@ def test_google_gets_the_orientation_and_the_ratio_openai_the_raw_prompt_and_a_s
 
 
 def test_references_arrive_byte_for_byte_with_their_true_type(vendors: BackgroundEmulator) -> None:
-    """The claimed type is not believed; what cannot be read is listed and the rest is sent."""
+    """The type is detected; unreadable references are listed, and the others are sent."""
     jpeg = encoded(Image.new("RGB", (80, 60)), "JPEG")
     references: list[ri.ImageInput] = [
         as_dict(jpeg, "image/png"),
@@ -100,10 +102,10 @@ def test_references_arrive_byte_for_byte_with_their_true_type(vendors: Backgroun
     run(scene)
 
 
-def test_more_references_than_a_vendor_takes_are_listed_never_cut_silently(
+def test_references_beyond_a_vendors_limit_are_listed(
     vendors: BackgroundEmulator,
 ) -> None:
-    """Fourteen for Google, sixteen for OpenAI, the first ones in the caller's order."""
+    """Google gets the first fourteen references in the caller's order, and OpenAI sixteen."""
     references = [as_dict(png(8 + n, 8)) for n in range(17)]
 
     async def scene() -> None:
@@ -118,10 +120,10 @@ def test_more_references_than_a_vendor_takes_are_listed_never_cut_silently(
     run(scene)
 
 
-def test_references_beyond_the_bytes_allowed_are_made_smaller_and_it_is_said(
+def test_references_beyond_the_byte_limit_are_shrunk_and_listed(
     vendors: BackgroundEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The largest total a request may carry is respected by scaling, never by failing."""
+    """The limit of a request is met by scaling, and does not fail the call."""
     monkeypatch.setenv("IMAGE_GEN_MAX_REFERENCE_MB", "0.5")
     large = encoded(Image.effect_noise((900, 900), 90).convert("RGB"), "PNG")
 
@@ -135,10 +137,10 @@ def test_references_beyond_the_bytes_allowed_are_made_smaller_and_it_is_said(
     run(scene)
 
 
-def test_no_readable_reference_means_plain_generation_and_the_result_says_so(
+def test_without_a_readable_reference_the_image_is_generated_from_the_prompt(
     vendors: BackgroundEmulator,
 ) -> None:
-    """The image is made all the same, unless the operator asked for strictness."""
+    """The result lists the unreadable references."""
 
     async def scene() -> None:
         result = await ri.generate_image_with_references("alone", [as_dict(b"nothing")])
@@ -151,7 +153,7 @@ def test_no_readable_reference_means_plain_generation_and_the_result_says_so(
 def test_strict_references_raise_before_anything_is_paid_for(
     vendors: BackgroundEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """IMAGE_GEN_STRICT_REFERENCES turns the adjustment into a clear error."""
+    """With IMAGE_GEN_STRICT_REFERENCES an unreadable reference is an error."""
     monkeypatch.setenv("IMAGE_GEN_STRICT_REFERENCES", "true")
 
     async def scene() -> None:
@@ -179,7 +181,7 @@ def test_strict_references_raise_before_anything_is_paid_for(
 def test_bad_arguments_are_refused_before_anything_is_sent(
     vendors: BackgroundEmulator, arguments: dict[str, Any], text: str
 ) -> None:
-    """A ValueError that says what was wrong and what is allowed; nothing is paid for."""
+    """A ValueError states the problem and the allowed values, and no request is sent."""
 
     async def scene() -> None:
         with pytest.raises(ValueError, match=text) as caught:
@@ -192,7 +194,7 @@ def test_bad_arguments_are_refused_before_anything_is_sent(
 
 
 def test_an_unknown_resolution_is_refused(vendors: BackgroundEmulator) -> None:
-    """The text lists the allowed ones."""
+    """The error lists the allowed resolutions."""
 
     async def scene() -> None:
         with pytest.raises(ValueError, match="resolution '8K' is not allowed; use one of 1K, 2K"):
@@ -201,8 +203,8 @@ def test_an_unknown_resolution_is_refused(vendors: BackgroundEmulator) -> None:
     run(scene)
 
 
-def test_the_wrong_ratio_is_cropped_to_the_one_asked_for(vendors: BackgroundEmulator) -> None:
-    """The picture becomes a video's first frame: what is far off is fitted, and said."""
+def test_an_image_of_a_wrong_ratio_is_cropped(vendors: BackgroundEmulator) -> None:
+    """The image is cropped to the requested ratio, and the result lists this."""
     vendors.google.set(faults.answer("wrong_aspect"))
 
     async def scene() -> None:
@@ -215,10 +217,12 @@ def test_the_wrong_ratio_is_cropped_to_the_one_asked_for(vendors: BackgroundEmul
     run(scene)
 
 
-def test_sixteen_at_once_while_google_hangs(
+def test_sixteen_concurrent_calls_while_google_hangs(
     vendors: BackgroundEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All served by OpenAI, no connection left open at Google, healthy again at once afterwards."""
+    """OpenAI serves all calls, no connection to Google stays open, and Google is used after its
+    recovery.
+    """
     monkeypatch.setenv("IMAGE_GEN_PER_CALL_TIMEOUT", "0.5")
     monkeypatch.setenv("IMAGE_GEN_BREAKER_RESET_TIMEOUT", "0.2")
     vendors.google.set(faults.hang())
@@ -235,8 +239,8 @@ def test_sixteen_at_once_while_google_hangs(
     run(scene)
 
 
-def test_a_caller_that_leaves_closes_its_connection(vendors: BackgroundEmulator) -> None:
-    """Cancelled while Google works: the connection is closed at once, nothing runs on."""
+def test_a_cancelled_call_closes_its_connection(vendors: BackgroundEmulator) -> None:
+    """The connection to Google is closed at once, and no task is left."""
     vendors.google.set(faults.hang())
 
     async def scene() -> None:
@@ -257,7 +261,7 @@ async def vendors_until(vendors: BackgroundEmulator, condition: Callable[[], boo
 
 
 def test_edit_image_changes_an_image_on_both_vendors(vendors: BackgroundEmulator) -> None:
-    """The picture goes along as the first reference, the feedback as the prompt."""
+    """The image is the first reference, and the feedback is the prompt."""
 
     async def scene() -> None:
         first = await ri.generate_image("a fox")
@@ -273,7 +277,7 @@ def test_edit_image_changes_an_image_on_both_vendors(vendors: BackgroundEmulator
 
 
 def test_an_edit_without_a_readable_image_is_an_error(vendors: BackgroundEmulator) -> None:
-    """There is nothing to edit: a clear ValueError, and nothing is sent."""
+    """A ValueError is raised, and no request is sent."""
 
     async def scene() -> None:
         with pytest.raises(ri.InvalidRequestError):
@@ -284,7 +288,7 @@ def test_an_edit_without_a_readable_image_is_an_error(vendors: BackgroundEmulato
 
 
 def test_call_options_reach_call_sites_that_cannot_be_changed(vendors: BackgroundEmulator) -> None:
-    """A deadline and a callback from outside; an argument of the call itself wins."""
+    """Deadline and callback come from the block; an argument of the call takes precedence."""
     vendors.google.set(faults.hang())
     vendors.openai.set(faults.hang())
     started: list[str] = []
@@ -304,10 +308,10 @@ def test_call_options_reach_call_sites_that_cannot_be_changed(vendors: Backgroun
     run(scene)
 
 
-def test_a_missing_openai_key_leaves_the_primary_alone(
+def test_without_an_openai_key_the_primary_is_the_only_route(
     vendors: BackgroundEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One route: it works, and when it fails its own error reaches the caller."""
+    """The primary serves, and its own error reaches the caller when it fails."""
     monkeypatch.delenv("OPENAI_API_KEY")
 
     async def scene() -> None:
@@ -319,8 +323,8 @@ def test_a_missing_openai_key_leaves_the_primary_alone(
     run(scene)
 
 
-def test_no_key_at_all_names_the_variables() -> None:
-    """The first call says what to set."""
+def test_the_error_about_missing_keys_names_the_variables() -> None:
+    """The first call raises an error that names the variables to set."""
 
     async def scene() -> None:
         with pytest.raises(ri.ConfigurationError, match="GOOGLE_GENAI_API_KEY or OPENAI_API_KEY"):
@@ -329,8 +333,8 @@ def test_no_key_at_all_names_the_variables() -> None:
     run(scene)
 
 
-def test_a_bad_variable_is_named() -> None:
-    """The error says which variable, what is allowed and what was given."""
+def test_an_invalid_variable_is_named() -> None:
+    """The error has the variable, its value and the allowed values."""
 
     async def scene() -> None:
         with pytest.raises(ri.ConfigurationError, match="IMAGE_GEN_FIT: must be crop, pad"):
@@ -344,7 +348,9 @@ def test_a_bad_variable_is_named() -> None:
 def test_successive_loops_share_one_state_and_another_thread_has_its_own(
     vendors: BackgroundEmulator,
 ) -> None:
-    """The breaker opened in one asyncio.run is open in the next, and closed in another thread."""
+    """A breaker that opened in one run of asyncio.run is open in the next, and closed in
+    another thread.
+    """
     vendors.google.set(faults.status(503))
 
     async def ask() -> str | None:
@@ -363,10 +369,10 @@ def test_successive_loops_share_one_state_and_another_thread_has_its_own(
         asyncio.run(ri.reset_default_client())
 
 
-def test_reset_forgets_everything_and_reads_the_environment_anew(
+def test_reset_drops_all_state_and_reads_the_environment_again(
     vendors: BackgroundEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Breakers close, and a changed variable counts from the next use on."""
+    """Breakers are closed, and a changed variable applies from the next use on."""
     vendors.google.set(faults.status(503))
 
     async def scene() -> None:
@@ -379,8 +385,8 @@ def test_reset_forgets_everything_and_reads_the_environment_anew(
     run(scene)
 
 
-def test_a_closed_client_says_so(vendors: BackgroundEmulator) -> None:
-    """Use after aclose is a clear error, not a hang or a reopened connection."""
+def test_a_closed_client_raises_an_error(vendors: BackgroundEmulator) -> None:
+    """A call after `aclose` raises an error, and opens no connection."""
 
     async def scene() -> None:
         async with ri.ImageClient() as client:
@@ -393,7 +399,7 @@ def test_a_closed_client_says_so(vendors: BackgroundEmulator) -> None:
 
 
 def test_the_snapshot_is_json(vendors: BackgroundEmulator) -> None:
-    """A health route can return it as it is."""
+    """A health endpoint can return the snapshot unchanged."""
 
     async def scene() -> None:
         async with ri.ImageClient() as client:
@@ -413,7 +419,7 @@ def test_the_snapshot_is_json(vendors: BackgroundEmulator) -> None:
 def test_a_result_can_be_saved_and_is_frozen(
     vendors: BackgroundEmulator, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """``save`` writes the delivered bytes; fields cannot be changed by accident."""
+    """``save`` writes the delivered bytes, and fields cannot be assigned."""
     path = tmp_path_factory.mktemp("out") / "a.jpg"
 
     async def scene() -> None:
@@ -428,7 +434,7 @@ def test_a_result_can_be_saved_and_is_frozen(
 
 
 def test_a_retired_model_is_mapped_to_its_successor(vendors: BackgroundEmulator) -> None:
-    """Callers that still pass an old name are served by the living model."""
+    """Callers that pass a retired name are served by its successor."""
 
     async def scene() -> None:
         result = await ri.generate_image("x", model="gemini-3-pro-image-preview")
@@ -437,8 +443,8 @@ def test_a_retired_model_is_mapped_to_its_successor(vendors: BackgroundEmulator)
     run(scene)
 
 
-def test_the_first_call_waits_for_nobodys_threads(vendors: BackgroundEmulator) -> None:
-    """The application's own threads all hang; an image is made all the same, in time."""
+def test_the_first_call_does_not_need_the_default_executor(vendors: BackgroundEmulator) -> None:
+    """An image is delivered although all threads of the application's executor hang."""
 
     async def scene() -> None:
         busy = threading.Event()
@@ -456,10 +462,10 @@ def test_the_first_call_waits_for_nobodys_threads(vendors: BackgroundEmulator) -
     run(scene)
 
 
-def test_a_call_names_its_chain_by_argument_or_block(
+def test_a_call_may_name_its_routes_by_argument_or_block(
     vendors: BackgroundEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two accounts of a step are asked over real sockets; the argument wins over the block."""
+    """Two accounts of a step are used over real sockets; the argument takes precedence."""
     monkeypatch.setenv("IMAGE_GEN_PROVIDER_GOOGLE_B", "google")
     monkeypatch.setenv("GOOGLE_B_API_KEY", "AIzaSyFAKEFAKEFAKEFAKEFAKEFAKEFAKEFAKF")
     monkeypatch.setenv("GOOGLE_B_BASE_URL", vendors.google_url)

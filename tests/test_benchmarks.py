@@ -1,4 +1,6 @@
-"""The benchmarks measure and write what their guide shows, with reasons where we are behind."""
+"""The benchmarks measure and write the figures of their guide, with reasons for rows that the
+library loses.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 
 def canned(command: ModuleType) -> Any:
-    """Return figures that are behind in the time of one 20 MB image, and ahead elsewhere."""
+    """Return figures with one row that the library loses, that of a 20 MB image."""
     bare = {
         "first_s": 2.0, "wall_ms": 40.0, "cpu_ms": 20.0, "stall_ms": 8.0, "peak_mb": 90.0,
         "left_mb": 9.0,
@@ -119,7 +121,7 @@ def test_without_the_extra_one_line_says_what_is_missing() -> None:
 
 
 def test_designs_meet_the_same_outage(command: ModuleType) -> None:
-    """Our design wastes the fewest requests in an overload; only the bare SDK loses images."""
+    """The library wastes the fewest requests in an overload; only the bare SDK loses images."""
     found = command.outage.measure(command.CASES[0], (5,))
     assert list(found) == ["bare", "retries", "cooldown", "ours"]
     assert found["bare"].served == 0.0
@@ -208,8 +210,8 @@ def test_the_picture_equals_what_the_code_draws(command: ModuleType, tmp_path: P
     assert figures.findall(shown) == figures.findall(drawn)
 
 
-def test_wherever_we_are_behind_the_row_has_a_reason(command: ModuleType) -> None:
-    """Every row has a reason to show if another design's figure is clearly lower."""
+def test_every_lost_row_has_a_reason(command: ModuleType) -> None:
+    """Every row has a reason that is shown if another design's figure is clearly lower."""
     for row in command.rows(canned(command)):
         own = row.cells["ours"]
         assert isinstance(own, float)

@@ -86,7 +86,7 @@ def test_missing_usage_is_unknown(usage: Any) -> None:
     assert error_of("openai", openai_body(data=[], usage=usage)).usage is None
 
 
-def test_the_contract_of_an_attempt_comes_first() -> None:
+def test_an_attempt_is_created_from_six_values() -> None:
     """An attempt can still be built from six values."""
     names = [field.name for field in fields(Attempt)]
     first = ["provider", "model", "reason", "status", "latency_s", "retry_after"]
@@ -152,8 +152,10 @@ def test_an_attempt_that_timed_out_may_have_been_billed() -> None:
 @pytest.mark.parametrize(
     ("tokens", "billed"), [((10, 5, 15), True), ((10, 0, 10), False), ((10, 0, 60), True)]
 )
-def test_a_count_decides(tokens: tuple[int, int, int], billed: bool) -> None:
-    """Output tokens are billed, and so are thoughts, which only the total includes."""
+def test_token_counts_determine_whether_a_request_is_billed(
+    tokens: tuple[int, int, int], billed: bool
+) -> None:
+    """Output tokens are billed, including thoughts, which only the total contains."""
     usage = used("openai", 0.06, *tokens)
     raised, total = failing_with(provider_failure(Reason.NO_IMAGE, status=200, usage=usage))
     (attempt,) = raised.attempts
@@ -235,7 +237,7 @@ def test_possibly_billed_requests_have_the_price_of_an_image() -> None:
     assert totals["cost_usd"] == 0.0
 
 
-def test_where_tokens_are_charged_the_average_so_far_is_taken() -> None:
+def test_possibly_billed_requests_charged_by_token_have_the_average_price() -> None:
     """Without a table price, the average of delivered images applies, else only the count."""
     failure = provider_failure(Reason.SERVER_ERROR, status=500)
     openai = FakeProvider("openai").crash(failure, times=1)
@@ -281,7 +283,7 @@ def test_a_forked_child_starts_with_an_empty_total() -> None:
     assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == 0
 
 
-def test_names_that_callers_choose_do_not_fill_the_ledger() -> None:
+def test_the_number_of_models_in_the_ledger_is_limited() -> None:
     """Average prices are kept for 256 models; images of more models are still added up."""
     ledger = CostLedger()
     for number in range(300):
@@ -315,7 +317,7 @@ def test_an_unusable_image_was_paid_for() -> None:
 
 
 @pytest.mark.parametrize("by", ["caller", "deadline"])
-def test_leaving_may_have_been_billed(by: str) -> None:
+def test_a_cancelled_request_may_have_been_billed(by: str) -> None:
     """A request that was cancelled or timed out may be billed."""
 
     async def main() -> None:

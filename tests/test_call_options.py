@@ -96,7 +96,7 @@ def test_a_block_that_ends_in_a_copy_of_its_context_ends_there(asked: Asked) -> 
     assert asked.deadlines == [7, 99]
 
 
-def test_a_generator_that_is_thrown_away_ends_quietly(asked: Asked) -> None:
+def test_an_abandoned_generator_ends_its_block_without_an_error(asked: Asked) -> None:
     """The garbage collector may end a block in any context."""
 
     async def forever() -> AsyncIterator[int]:
@@ -114,7 +114,7 @@ def test_a_generator_that_is_thrown_away_ends_quietly(asked: Asked) -> None:
     assert asked.deadlines == [None]
 
 
-def test_a_call_wins_over_its_block_and_an_inner_block_over_an_outer_one(asked: Asked) -> None:
+def test_arguments_override_blocks_and_inner_blocks_override_outer_ones(asked: Asked) -> None:
     """Each option takes precedence separately; None does not set an option."""
 
     async def main() -> None:
@@ -165,7 +165,7 @@ def test_an_outer_deadline_can_be_lifted(asked: Asked) -> None:
     assert asked.deadlines == [5, math.inf, 5, math.inf, 3, 5, None]
 
 
-def test_a_lifted_deadline_is_none_at_all() -> None:
+def test_a_lifted_deadline_does_not_limit_the_call() -> None:
     """Without a limit, a call waits for its providers, whatever IMAGE_GEN_DEADLINE is."""
 
     async def main() -> None:

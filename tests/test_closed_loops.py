@@ -28,15 +28,15 @@ LOOPS = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, VirtualTime
 
 @pytest.fixture(autouse=True)
 def collected() -> Iterator[None]:
-    """Collect unfinished tasks here, so that Python does not warn of them in a later test."""
+    """Collect unfinished tasks after each test, so that Python does not warn in a later one."""
     yield
     gc.collect()
 
 
 class Google:
-    """Answers, fails, or hangs on a future that nothing but the call itself holds.
+    """A provider that answers, fails, or hangs on a future that only its call references.
 
-    FakeProvider would not do: it leaves its tasks alive in a table of anyio's.
+    FakeProvider is not suitable: a table of anyio keeps its tasks alive.
     """
 
     name = "google"
@@ -108,8 +108,8 @@ def run(new_loop: Loops, client: ImageClient, calls: int = 1) -> None:
         loop.close()
 
 
-async def look(client: ImageClient) -> None:
-    """Let the client read the time: a later virtual loop begins at 0 again."""
+async def read_time(client: ImageClient) -> None:
+    """Let the client read the time: a later virtual loop starts at 0 again."""
     client.snapshot()
 
 
@@ -132,7 +132,7 @@ def test_slots_of_closed_loops_are_free_for_the_next_one(new_loop: Loops) -> Non
 
 
 @LOOPS
-def test_callers_left_in_the_queue_delay_no_later_caller(new_loop: Loops) -> None:
+def test_queued_callers_of_a_closed_loop_delay_no_later_caller(new_loop: Loops) -> None:
     """Twenty queued callers of a closed loop do not saturate the next loop's caller."""
     google = Google()
     client = client_of(google, max_concurrent=1, max_queue=20, ipm=6)
@@ -144,7 +144,7 @@ def test_callers_left_in_the_queue_delay_no_later_caller(new_loop: Loops) -> Non
 
 
 @LOOPS
-def test_what_dead_calls_held_is_freed_when_the_next_loop_asks(new_loop: Loops) -> None:
+def test_the_next_loop_frees_the_images_of_calls_of_a_closed_loop(new_loop: Loops) -> None:
     """The next loop frees images of calls that were in flight or queued."""
     google = Google()
     client = client_of(google, max_concurrent=2)
@@ -157,10 +157,10 @@ def test_what_dead_calls_held_is_freed_when_the_next_loop_asks(new_loop: Loops) 
 
 
 @LOOPS
-def test_a_dead_probe_and_its_waiters_are_let_go(new_loop: Loops) -> None:
+def test_a_probe_of_a_closed_loop_and_its_waiters_are_released(new_loop: Loops) -> None:
     """A loop is closed with a probe in flight and nine callers that wait for its outcome.
 
-    The next loop's first caller is the probe, and nothing has failed meanwhile.
+    The next loop's first caller is the probe, and no failure is counted.
     """
     google = Google()
     google.fails = 1
@@ -170,7 +170,7 @@ def test_a_dead_probe_and_its_waiters_are_let_go(new_loop: Loops) -> None:
         loop.run_until_complete(serve(client))
     breaker = client.breakers["google:pro"]
     loop.run_until_complete(asyncio.sleep(0.02))
-    loop.run_until_complete(look(client))
+    loop.run_until_complete(read_time(client))
     loop.close()
     images = leave_behind(
         client, new_loop, 10, lambda: google.requests == 2 and len(breaker._waiters) == 9
@@ -184,7 +184,7 @@ def test_a_dead_probe_and_its_waiters_are_let_go(new_loop: Loops) -> None:
 
 
 @pytest.mark.redis
-def test_the_shared_pace_keeps_nothing_of_closed_loops(server: RedisServer) -> None:
+def test_the_shared_limiter_keeps_nothing_of_closed_loops(server: RedisServer) -> None:
     """The shared limiter frees slots and queue of a closed loop for the next one."""
     google = Google()
     client = client_of(google, max_concurrent=2, redis_url=server.url)

@@ -56,7 +56,7 @@ async def new_scenario(settings: ri.Settings) -> PipelineScenario:
     return PipelineScenario(google, openai, client, sink)
 
 
-def test_a_retired_client_serves_what_it_has_and_closes_itself() -> None:
+def test_a_retired_client_finishes_its_calls_and_closes_itself() -> None:
     """A retired client finishes its calls, fallbacks included, and then closes its providers."""
 
     async def main() -> None:
@@ -95,7 +95,7 @@ def test_a_retired_client_is_closed_when_its_loop_ends_first() -> None:
 
 @pytest.mark.parametrize("deadline", [None, 50.0])
 @pytest.mark.parametrize("when", [0.0, 1.0, 4.0])
-def test_closing_ends_calls_with_an_error_that_says_so(when: float, deadline: float | None) -> None:
+def test_closing_ends_calls_with_an_error(when: float, deadline: float | None) -> None:
     """Calls in flight, queued or backing off raise RuntimeError without a vote."""
 
     async def main() -> None:
@@ -212,7 +212,7 @@ class SlowToEnd(FakeProvider):
             raise
 
 
-def test_closing_that_is_cancelled_closes_the_connections_all_the_same() -> None:
+def test_a_cancelled_aclose_closes_the_connections() -> None:
     """A cancelled `aclose` does not wait for calls, but closes the providers."""
 
     async def main() -> None:

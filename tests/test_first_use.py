@@ -257,7 +257,7 @@ def test_a_fallback_that_cannot_be_built_is_reported_early() -> None:
 
 
 @pytest.mark.parametrize("after", [0.0, 0.5, 1.5, 30.0])
-def test_closing_leaves_no_build_behind(after: float) -> None:
+def test_closing_cancels_the_build(after: float) -> None:
     """A client that is closed before, during or after the build leaves no task."""
 
     async def main() -> None:

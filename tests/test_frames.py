@@ -105,7 +105,7 @@ def test_exact_is_exact_to_the_pixel(row: models.ModelInfo) -> None:
 
 
 @pytest.mark.parametrize("row", KINDS)
-def test_edits_keep_to_the_frame_as_well(row: models.ModelInfo) -> None:
+def test_edits_have_the_requested_ratio(row: models.ModelInfo) -> None:
     """Edits have the requested ratio exactly."""
     asked: list[tuple[AspectRatio, Resolution]] = [(ratio, "2K") for ratio in ASPECT_RATIOS]
     found = asyncio.run(results(Emulator(picture="tiny"), row, "exact", asked, edit=True))

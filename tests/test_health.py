@@ -1,4 +1,4 @@
-"""Health: one word for a health check, and a sentence about each route that does not serve."""
+"""Health: one status for a health check, and a sentence about each route that does not serve."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def fail(scenario: PipelineScenario, *providers: FakeProvider) -> None:
 
 
 def test_a_client_whose_primary_serves_is_ok() -> None:
-    """A new client is ok without a reason, and no request is sent to find out."""
+    """A new client is ok without a reason, and the check sends no request."""
 
     async def scene(scenario: PipelineScenario) -> None:
         assert scenario.client.health() == {"status": "ok", "reasons": []}
@@ -39,7 +39,7 @@ def test_a_client_whose_primary_serves_is_ok() -> None:
 
 
 def test_an_open_primary_degrades_and_two_open_routes_are_down() -> None:
-    """The status follows the breakers; reasons say why and when the next probe is due."""
+    """The status follows the breakers; each reason has the cause and the time of the next probe."""
 
     async def scene(scenario: PipelineScenario) -> None:
         await fail(scenario, scenario.google)
@@ -59,7 +59,7 @@ def test_an_open_primary_degrades_and_two_open_routes_are_down() -> None:
 
 
 def test_a_failing_fallback_leaves_the_client_ok() -> None:
-    """The primary serves; the reason about the fallback is there all the same."""
+    """The primary serves, and the reason about the fallback is listed."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.client.breakers[OPENAI].force_open = True
@@ -72,7 +72,7 @@ def test_a_failing_fallback_leaves_the_client_ok() -> None:
 
 
 def test_a_client_that_only_needs_a_probe_is_not_down() -> None:
-    """All circuits are due for a probe: without requests they would never close again."""
+    """All circuits are due for a probe; without requests they would never close."""
 
     async def scene(scenario: PipelineScenario) -> None:
         await fail(scenario, scenario.google, scenario.openai)
@@ -102,7 +102,7 @@ def test_a_client_that_only_needs_a_probe_is_not_down() -> None:
     ],
 )
 def test_a_route_that_is_off_is_listed_with_the_cause(given: str, status: str, reason: str) -> None:
-    """A missing key of the primary degrades the client, one of the fallback does not."""
+    """A missing key of the primary degrades the client, and one of the fallback does not."""
 
     async def main() -> Health:
         other = FakeProvider("google" if given == "openai" else "openai")
@@ -113,7 +113,7 @@ def test_a_route_that_is_off_is_listed_with_the_cause(given: str, status: str, r
 
 
 def test_a_route_that_an_order_leaves_out_does_not_count() -> None:
-    """No call takes it, so that it does not serve in place of the others."""
+    """Calls do not use the route, so it cannot replace the others."""
 
     async def scene(scenario: PipelineScenario) -> None:
         client = scenario.client
@@ -127,7 +127,7 @@ def test_a_route_that_an_order_leaves_out_does_not_count() -> None:
 
 
 def test_a_route_that_is_off_is_listed_although_an_order_leaves_it_out() -> None:
-    """The snapshot has it, too."""
+    """The snapshot lists it, too."""
 
     async def main() -> None:
         routes = f"{GOOGLE}, {OPENAI}"
@@ -167,7 +167,7 @@ def test_a_model_that_a_caller_names_does_not_count() -> None:
 
 
 def test_a_closed_client_is_down() -> None:
-    """It takes no more calls."""
+    """A closed client accepts no calls."""
 
     async def main() -> Health:
         client = ImageClient(Settings(), providers=[FakeProvider("google")])
@@ -177,7 +177,7 @@ def test_a_closed_client_is_down() -> None:
     assert run_virtual(main()) == {"status": "down", "reasons": ["the client is closed"]}
 
 
-def test_threads_may_ask() -> None:
+def test_the_synchronous_client_has_the_same_health() -> None:
     """The synchronous client has the same answer."""
     with sync.ImageClient(
         Settings(), providers=[FakeProvider("google"), FakeProvider("openai")]

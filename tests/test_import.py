@@ -65,7 +65,7 @@ def test_the_live_page_is_loaded_when_it_is_used() -> None:
     assert printed(missing).endswith("pip install 'resilient-imagen[dashboard]'")
 
 
-def test_no_file_imports_the_package_that_it_lies_in() -> None:
+def test_no_module_imports_its_own_package() -> None:
     """Import-linter does not detect cycles through an ``__init__``."""
     root = Path(resilient_imagen.__file__).parent
     found = []
@@ -117,7 +117,7 @@ def test_generate_shows_its_status_before_an_sdk_is_loaded() -> None:
 
 
 @pytest.mark.parametrize("shared", [{}, {"IMAGE_GEN_REDIS_URL": "redis://127.0.0.1:1/0"}])
-def test_the_loop_has_nothing_left_to_import_for_the_first_call(shared: dict[str, str]) -> None:
+def test_the_first_call_imports_nothing_on_the_loop(shared: dict[str, str]) -> None:
     """The default client's modules were imported in a thread before."""
     code = (
         "import sys\n"

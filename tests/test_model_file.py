@@ -26,7 +26,7 @@ def settings_of(folder: Path, text: str) -> Settings:
 
 
 def test_a_row_has_the_fields_of_the_table(tmp_path: Path) -> None:
-    """Everything but the name is optional, except the vendor; a plain number is for all sizes."""
+    """All fields but name and vendor are optional; a single number applies to all sizes."""
     rows = settings_of(
         tmp_path,
         """
@@ -70,7 +70,7 @@ def test_a_row_has_the_fields_of_the_table(tmp_path: Path) -> None:
 
 
 def test_a_row_may_be_based_on_a_built_in_one(tmp_path: Path) -> None:
-    """It changes the fields that it sets; with the same name it replaces that row on purpose."""
+    """It changes the fields that it sets; with the same name it replaces the built-in row."""
     rows = settings_of(
         tmp_path,
         """
@@ -129,7 +129,7 @@ def test_a_row_may_be_based_on_a_built_in_one(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_an_error_names_file_row_and_field(tmp_path: Path, text: str, message: str) -> None:
-    """With the value and what is allowed; a name in a row that is not known is refused."""
+    """The error has the value and the allowed values; an unknown field is rejected."""
     with pytest.raises(ConfigurationError) as caught:
         settings_of(tmp_path, text)
     shown = str(caught.value)
@@ -138,7 +138,7 @@ def test_an_error_names_file_row_and_field(tmp_path: Path, text: str, message: s
 
 
 def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
-    """An operator need not start the program once for each."""
+    """An operator need not start the program once per error."""
     with pytest.raises(ConfigurationError) as caught:
         settings_of(tmp_path, "[a]\nvendor = 'x'\nsizes = 3\n[b]")
     for part in ("row 'a', vendor", "row 'a', sizes", "row 'b': vendor"):
@@ -152,7 +152,7 @@ def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_stops_the_start(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None, message: str
 ) -> None:
-    """The text names the variable and the file."""
+    """The error names the variable and the file."""
     path = tmp_path / "m.toml"
     if content is not None:
         path.write_bytes(content)
@@ -169,7 +169,7 @@ def test_without_a_file_there_are_no_rows(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_name_keeps_its_row_in_copies(tmp_path: Path) -> None:
-    """Settings with equal files are equal, too."""
+    """Copied settings keep the rows, and settings with equal files are equal."""
     text = "[m]\nvendor = 'openai'\nprices = {per_image = 1}"
     settings = settings_of(tmp_path, text)
     assert settings == settings_of(tmp_path, text)
@@ -179,7 +179,7 @@ def test_a_name_keeps_its_row_in_copies(tmp_path: Path) -> None:
 
 
 def test_the_file_of_the_guide_is_valid(tmp_path: Path) -> None:
-    """Its fields are those that exist, and the built-in row that it names does, too."""
+    """Its fields and the built-in row that it names exist."""
     (example,) = re.findall(r"```toml\n(.*?)```", guide_of("providers").text, re.DOTALL)
     rows = settings_of(tmp_path, example).model_rows
     assert list(rows) == ["grok-2-image", "gpt-image-3"]

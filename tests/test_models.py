@@ -21,7 +21,7 @@ def answer(**usage: Any) -> TokenUsage:
     return TokenUsage(**usage)
 
 
-def test_every_successor_is_a_living_model_of_the_same_vendor() -> None:
+def test_every_successor_is_a_current_model_of_the_same_vendor() -> None:
     """A successor is an available model of the same vendor."""
     for row in models.MODELS.values():
         assert (row.retired_on is None) == (row.successor is None), row.name
@@ -49,7 +49,7 @@ def test_a_name_is_replaced_from_the_day_of_its_retirement_on(name: str, last_da
     assert heir == models.MODELS[name].successor
 
 
-def test_living_and_unknown_names_have_no_successor() -> None:
+def test_current_and_unknown_names_have_no_successor() -> None:
     """Available and unknown models are passed on unchanged."""
     for name in (*DEFAULTS.values(), "gemini-9-image", "somebody-elses-model"):
         assert models.successor(name, date(2030, 1, 1)) is None
@@ -125,7 +125,7 @@ def test_unknown_models_behave_like_their_vendors_newest() -> None:
 
 
 @given(ratio=st.sampled_from(ASPECT_RATIOS))
-def test_google_ratios_are_ones_the_model_knows(ratio: str) -> None:
+def test_google_ratios_are_supported_by_the_model(ratio: str) -> None:
     """A native ratio is passed on; another becomes the nearest on the same side of square."""
     for row in models.MODELS.values():
         if row.vendor == "google":
@@ -136,7 +136,7 @@ def test_google_ratios_are_ones_the_model_knows(ratio: str) -> None:
     assert models.google_aspect("gemini-3-pro-image", "4:1") == "21:9"
 
 
-def test_image_size_is_kept_from_models_that_fail_over_it() -> None:
+def test_image_size_is_not_sent_to_models_that_reject_it() -> None:
     """2.5-flash-image answers imageSize with a 500; the lite model knows 1K only."""
     assert models.google_image_size("gemini-2.5-flash-image", "2K") is None
     assert not models.MODELS["gemini-2.5-flash-image"].resolutions
@@ -144,7 +144,7 @@ def test_image_size_is_kept_from_models_that_fail_over_it() -> None:
     assert models.google_image_size("gemini-3-pro-image", "4K") == "4K"
 
 
-def test_quality_is_clamped_to_what_the_model_has() -> None:
+def test_quality_is_limited_to_that_of_the_model() -> None:
     """xhigh and max exist on 2.5 only; unknown qualities become high."""
     assert models.clamp_quality(FREE, "max") == "max"
     assert models.clamp_quality("gpt-image-2", "xhigh") == "high"
@@ -210,7 +210,7 @@ def test_how_many_and_how_large_references_may_be() -> None:
     assert models.max_reference_bytes("mine", "model") == 50_000_000
 
 
-def test_every_living_model_has_a_price_for_some_resolution() -> None:
+def test_every_current_model_has_a_price() -> None:
     """Every available model has a price for at least one resolution."""
     for row in models.MODELS.values():
         if row.retired_on is None or row.retired_on > date(2026, 11, 23):
@@ -237,7 +237,7 @@ def test_a_downgraded_resolution_is_reported(
 
 
 @pytest.mark.parametrize("row", models.MODELS.values(), ids=lambda row: row.name)
-def test_living_models_have_a_typical_latency_at_every_resolution(row: models.ModelInfo) -> None:
+def test_current_models_have_a_typical_latency_at_every_resolution(row: models.ModelInfo) -> None:
     """Latency increases with resolution; missing resolutions have that of the largest one."""
     seconds = [models.typical_latency(row.vendor, row.name, each) for each in RESOLUTIONS]
     if row.prices is None:

@@ -1,4 +1,4 @@
-"""Progress and previews through the real SDKs and sockets: async, sync and through a fallback."""
+"""Progress and previews through the real SDKs and sockets: async, sync and with a fallback."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def vendors(vendors: BackgroundEmulator, monkeypatch: pytest.MonkeyPatch) -> Bac
 
 
 async def reported(**options: Any) -> tuple[list[Progress], ri.ImageResult, RecordingSink]:
-    """Make an image; return every event, the result and the requests."""
+    """Generate an image; return all events, the result and the requests."""
     recorded, seen = RecordingSink(), list[Progress]()
     async with asyncio.timeout(PATIENCE), ri.ImageClient(sinks=[recorded]) as client:
         result = await client.generate(
@@ -44,7 +44,7 @@ ENDS = [("finishing", "openai"), ("done", "openai")]
 
 
 def test_previews_reach_the_caller(vendors: BackgroundEmulator) -> None:
-    """Each is an image that differs from the last one, and the result is that of the last event."""
+    """Each preview differs from the previous one, and the last event has the result."""
     seen, result, _ = asyncio.run(reported())
     assert kinds(seen) == [("sending", "openai"), PREVIEW, PREVIEW, *ENDS]
     images = [event.image_bytes for event in seen if event.image_bytes is not None]
@@ -53,10 +53,8 @@ def test_previews_reach_the_caller(vendors: BackgroundEmulator) -> None:
 
 
 @pytest.mark.parametrize("events", [0, 1, 2, 3])
-def test_a_stream_cut_at_every_event_is_retried_until_its_image_is_there(
-    vendors: BackgroundEmulator, events: int
-) -> None:
-    """A request that was cut may be billed; its previews are delivered, and one image at last."""
+def test_a_truncated_stream_is_retried(vendors: BackgroundEmulator, events: int) -> None:
+    """A truncated request may be billed; its previews are delivered, and finally the image."""
     vendors.openai.fail(faults.cut_stream(events))
     seen, result, recorded = asyncio.run(reported())
     again = [("sending", "openai"), PREVIEW, PREVIEW, *ENDS]
@@ -84,7 +82,9 @@ def test_a_stream_cut_at_every_event_is_retried_until_its_image_is_there(
 def test_previews_come_through_a_fallback(
     vendors: BackgroundEmulator, fault: Fault, reason: Reason
 ) -> None:
-    """Google delivers after OpenAI's previews, without its own, and the result says so."""
+    """Google delivers after OpenAI's previews, without previews of its own, and the result
+    states this.
+    """
     vendors.openai.set(fault)
     seen, result, recorded = asyncio.run(reported())
     assert PREVIEW in kinds(seen)
@@ -100,7 +100,7 @@ def test_previews_come_through_a_fallback(
 
 
 def test_a_stream_has_the_newest_preview_and_the_image(vendors: BackgroundEmulator) -> None:
-    """Previews that come faster than they are consumed replace each other."""
+    """Previews that arrive faster than they are consumed replace each other."""
 
     async def main() -> None:
         async with (
@@ -118,7 +118,10 @@ def test_a_stream_has_the_newest_preview_and_the_image(vendors: BackgroundEmulat
 
 
 def test_call_options_carry_progress(vendors: BackgroundEmulator) -> None:
-    """For call sites that cannot be changed; the call's own callback wins."""
+    """The block is for call sites that cannot be changed.
+
+    The call's own callback takes precedence.
+    """
     outer: list[Progress] = []
     inner: list[Progress] = []
 
@@ -145,7 +148,7 @@ def client(vendors: BackgroundEmulator) -> Iterator[sync.ImageClient]:
 
 
 def test_the_calling_thread_gets_the_progress(client: sync.ImageClient) -> None:
-    """Sync and async callbacks run there, and have all events when the call returns."""
+    """Sync and async callbacks run in it, and have all events when the call returns."""
     seen: list[tuple[str, int]] = []
 
     async def later(event: Progress) -> None:
@@ -170,7 +173,7 @@ def test_the_calling_thread_gets_the_progress(client: sync.ImageClient) -> None:
 def test_a_callback_of_a_thread_that_raises_affects_nothing(
     client: sync.ImageClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is logged by its type."""
+    """The failure is logged by its type."""
 
     def fails(event: Progress) -> None:
         raise ValueError(event.kind)
@@ -179,10 +182,10 @@ def test_a_callback_of_a_thread_that_raises_affects_nothing(
     assert "on_progress failed: ValueError" in caplog.text
 
 
-def test_a_callback_of_a_thread_that_hangs_is_given_up_once(
+def test_a_hanging_callback_of_a_thread_is_abandoned_once(
     client: sync.ImageClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The time after the call is for all events together, not for each one that waits."""
+    """The time limit after the call applies to all waiting events together."""
     monkeypatch.setattr(sync, "SECONDS_AFTER_CALL", 0.1)
     seen: list[str] = []
 
@@ -195,7 +198,7 @@ def test_a_callback_of_a_thread_that_hangs_is_given_up_once(
 
 
 def test_a_thread_iterates_over_a_stream(client: sync.ImageClient) -> None:
-    """Events, result and errors are those of the asynchronous stream."""
+    """Events, result and errors equal those of the asynchronous stream."""
     with client.stream("a fox", partial_images=2) as events:
         seen = list(events)
         result = events.result()
@@ -222,10 +225,10 @@ def test_a_thread_that_leaves_a_stream_cancels_its_call(
         events.result()
 
 
-def test_a_slow_thread_does_not_hold_up_the_image(
+def test_a_slow_thread_does_not_delay_the_image(
     client: sync.ImageClient, vendors: BackgroundEmulator
 ) -> None:
-    """The image is made while the thread is busy with its first event."""
+    """The image is generated while the thread handles its first event."""
     with client.stream("a fox", partial_images=2) as events:
         next(events)
         vendors.wait_until(lambda: any(each.delivered for each in vendors.openai.requests))

@@ -34,7 +34,7 @@ def test_keys_are_detected_by_their_format(before: str, key: str, after: str) ->
 
 
 @given(before=PROSE, secret=st.text(min_size=6, max_size=200), after=PROSE)
-def test_named_secrets_are_taken_out_whole(before: str, secret: str, after: str) -> None:
+def test_registered_secrets_are_removed_completely(before: str, secret: str, after: str) -> None:
     """A registered secret is removed, whatever surrounds it."""
     plain = " ".join(secret.split())
     left = redact(before + secret + after, secrets=[secret], limit=10_000)
@@ -47,7 +47,7 @@ def test_named_secrets_are_taken_out_whole(before: str, secret: str, after: str)
     start=st.integers(0, 30),
     before=st.text("ABC.! ", max_size=30),
 )
-def test_long_pieces_of_a_prompt_are_taken_out(prompt: str, start: int, before: str) -> None:
+def test_long_pieces_of_a_prompt_are_removed(prompt: str, start: int, before: str) -> None:
     """A truncated, capitalized or differently spaced echo is removed."""
     piece = " ".join(prompt.split())[start : start + 40]
     echoed = piece.upper().replace(" ", "\n  ")
@@ -122,9 +122,7 @@ ESCAPES: dict[str, Callable[[str], str]] = {
 
 @pytest.mark.parametrize("escape", ESCAPES.values(), ids=ESCAPES)
 @given(secret=st.text("abc xyz ABC 019 äß日 &<>%+\"'\\/.,!", min_size=16, max_size=80))
-def test_escaped_echoes_are_taken_out_like_plain_ones(
-    escape: Callable[[str], str], secret: str
-) -> None:
+def test_escaped_echoes_are_removed(escape: Callable[[str], str], secret: str) -> None:
     """A prompt echoed inside a URL, a page or a JSON string is removed."""
     secret += "z"  # a lone backslash at its end would be taken for the escape of what follows
     assume(len(" ".join(secret.split())) >= 16)
@@ -168,7 +166,7 @@ def test_partly_escaped_keys_are_removed(secret: str, mask: list[bool], form: st
     text=st.text("abcABC +\n\u200b\u00adİΣςß", max_size=120),
     secret=st.text("abcABC +\n\u200b\u00adİΣςß", max_size=60),
 )
-def test_what_remains_has_no_piece_of_the_secret(text: str, secret: str) -> None:
+def test_the_result_has_no_piece_of_the_secret(text: str, secret: str) -> None:
     """No piece of the secret is left, and texts without a piece of it are unchanged."""
 
     def words_of(value: str) -> list[str]:
@@ -251,7 +249,7 @@ def test_a_known_secret_does_not_show_itself() -> None:
     ],
     ids=["prose", "near", "one letter", "escapes", "invisible"],
 )
-def test_a_prompt_of_a_million_characters_is_no_burden(letters: str, message: str) -> None:
+def test_redacting_a_prompt_of_a_million_characters_is_fast(letters: str, message: str) -> None:
     """The duration grows with the sum of both lengths, not with their product."""
     prompt = (letters * (1_000_000 // len(letters) + 1))[:1_000_000]
     for _ in range(10):
@@ -259,7 +257,7 @@ def test_a_prompt_of_a_million_characters_is_no_burden(letters: str, message: st
 
 
 @pytest.mark.parametrize("text", ["&#" + "9" * 5000 + ";", "\\u{ffffff}", "\\UFFFFFFFF", "\\ud800"])
-def test_numbers_that_are_no_letters_do_no_harm(text: str) -> None:
+def test_invalid_code_points_are_kept_as_text(text: str) -> None:
     """Escapes beyond Unicode, surrogates and huge numbers are kept as text."""
     assert redact(text, limit=10_000).isprintable()
 

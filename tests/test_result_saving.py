@@ -25,7 +25,7 @@ NAMES = [("a.png", "image/png"), ("a.jpg", "image/jpeg"), ("a.JPEG", "image/jpeg
          ("a.webp", "image/webp")]  # fmt: skip
 
 
-def test_the_fallbacks_image_is_saved_as_the_type_of_its_name(tmp_path: Path) -> None:
+def test_an_image_is_saved_as_the_type_of_the_extension(tmp_path: Path) -> None:
     """A PNG of the fallback becomes a JPEG in a file with .jpg."""
 
     async def run() -> Path:
@@ -45,7 +45,7 @@ def test_the_fallbacks_image_is_saved_as_the_type_of_its_name(tmp_path: Path) ->
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF"])
 @pytest.mark.parametrize(("name", "mime"), NAMES)
-def test_every_type_becomes_what_the_name_says(
+def test_every_type_is_converted_to_that_of_the_extension(
     form: str, name: str, mime: str, tmp_path: Path
 ) -> None:
     """An image of the right type is written unchanged."""
@@ -155,7 +155,7 @@ def test_a_pillow_image_is_turned_upright_once() -> None:
     ("data", "message"),
     [(PNG[: len(PNG) // 2], "google is damaged"), (b"no picture", "google is not an image")],
 )
-def test_data_that_is_no_image_raises_an_error(data: bytes, message: str) -> None:
+def test_data_other_than_an_image_raises_an_error(data: bytes, message: str) -> None:
     """The error names the provider and the cause."""
     with pytest.raises(ValueError, match=message):
         delivered(data).to_pil()

@@ -1,9 +1,10 @@
-"""The sixteen provider faults of failoverbench, all run with the same settings, BENCH.
+"""The sixteen provider faults of failoverbench, all with the same settings, BENCH.
 
-They demand what the scenarios of github.com/failoverbench/failoverbench (methodology 0.1) demand
-of a gateway for chat, put into images: an image has no tokens, so a stream that is cut, stalls or
-loses its end is a body that does. Written from the requirements of each scenario. After each, a
-healthy call must still be served. test_default_timing.py tests the defaults.
+The tests require what the scenarios of github.com/failoverbench/failoverbench (methodology 0.1)
+require of a gateway for chat, applied to images: an image has no tokens, so a stream that is
+truncated, stalls or has no end corresponds to such a body. They are written from the requirements
+of each scenario. After each, a healthy call must be served. test_default_timing.py tests the
+defaults.
 """
 
 from __future__ import annotations
@@ -205,11 +206,11 @@ def test_s13_content_filter_rejection() -> None:
     run_outage_scenario(refused, **BENCH)
 
 
-def test_s14_fallback_takes_other_requests_than_the_primary() -> None:
+def test_s14_fallback_has_another_request_format() -> None:
     """The fallback gets a request in its own format and accepts it.
 
-    In chat the trap is an answer half given that is to be continued; here it is what the primary
-    takes and the fallback does not: words in the prompt, a ratio, its kind of references.
+    In chat, the difficulty is to continue a partial answer; here it is the primary's features that
+    the fallback lacks: words in the prompt, a ratio, its kind of references.
     """
     references = [TINY_PNG] * 15
 

@@ -98,7 +98,7 @@ def test_an_empty_variable_switches_hedged_probes_off(
         ("IMAGE_GEN_SHADOW", "fail_mux=1", "must be NAME=VALUE, comma-separated; names: "),
     ],
 )
-def test_a_value_that_is_not_allowed_names_the_variable_and_what_is(
+def test_the_error_about_an_invalid_value_names_the_variable_and_allowed_values(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, allowed: str
 ) -> None:
     """The error has variable, value and allowed values."""
@@ -137,7 +137,7 @@ _ANYTHING = st.one_of(
 
 
 @given(field=st.sampled_from(list(Settings.model_fields)), value=_ANYTHING)
-def test_no_value_leads_to_words_of_pydantic(field: str, value: object) -> None:
+def test_errors_contain_no_message_of_pydantic(field: str, value: object) -> None:
     """Every value of a keyword is accepted, or rejected in the library's own message."""
     given_values: dict[str, Any] = {field: value}
     refusal = ""
@@ -224,7 +224,7 @@ def test_prompt_hints_are_both_one_or_none(
     assert Settings().prompt_hints == hints
 
 
-def test_a_fields_own_name_is_no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_without_the_prefix_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Variables such as DEADLINE and REDIS_URL without the prefix are ignored."""
     for name in Settings.model_fields.keys() - {each.lower() for each in VARIABLES}:
         monkeypatch.setenv(name.upper(), "nonsense")
@@ -242,7 +242,7 @@ def test_a_blank_key_does_not_hide_the_next_name(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("value", [" true ", "TRUE", "on"])
-def test_white_space_and_case_decide_nothing(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_white_space_and_case_are_ignored(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     """Values are independent of case and white space."""
     monkeypatch.setenv("IMAGE_GEN_STRICT_REFERENCES", value)
     monkeypatch.setenv("IMAGE_GEN_FIT", " Crop ")
@@ -253,7 +253,7 @@ def test_white_space_and_case_decide_nothing(monkeypatch: pytest.MonkeyPatch, va
 
 
 @pytest.mark.parametrize("value", [",", " , ", "  "])
-def test_an_empty_list_of_reasons_narrows_nothing(
+def test_an_empty_list_of_reasons_is_the_default(
     monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
     """A list without a reason does not disable the fallback."""
@@ -274,7 +274,7 @@ def test_an_invalid_address_is_rejected_at_startup(
         Settings()
 
 
-def test_an_address_must_not_hold_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_must_not_contain_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
     """Addresses are logged; the error does not repeat the address."""
     monkeypatch.setenv("OPENAI_BASE_URL", "https://me:hunter2@relay.example/v1")
     with pytest.raises(ConfigurationError, match="OPENAI_BASE_URL: must not contain") as caught:
@@ -327,7 +327,7 @@ def test_known_blank_and_foreign_variables_are_not_warned_of(
     assert warnings() == []
 
 
-def test_an_unknown_variable_that_is_like_no_other_is_warned_of(
+def test_an_unknown_variable_without_a_similar_name_is_warned_of(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The warning has no suggestion, and is short for a name of any length and content."""

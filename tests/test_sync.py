@@ -80,7 +80,7 @@ def parameters(function: Any) -> list[inspect.Parameter]:
 
 
 @pytest.mark.parametrize("name", sorted(api.__all__))
-def test_the_functions_have_the_async_ones_signatures(name: str) -> None:
+def test_the_functions_have_the_signatures_of_the_async_api(name: str) -> None:
     """Names, order, defaults and annotations are equal; none is a coroutine function."""
     ours = getattr(sync, name)
     assert parameters(ours) == parameters(getattr(api, name))
@@ -91,7 +91,7 @@ def public(cls: type) -> set[str]:
     return {name for name in dir(cls) if not name.startswith("_")}
 
 
-def test_the_client_has_the_async_ones_methods() -> None:
+def test_the_client_has_the_methods_of_the_async_client() -> None:
     """The signatures are equal; ``aclose`` is called ``close``."""
     assert public(sync.ImageClient) - {"settings"} == (public(ri.ImageClient) - {"aclose"}) | {
         "close"
@@ -102,7 +102,7 @@ def test_the_client_has_the_async_ones_methods() -> None:
         assert not inspect.iscoroutinefunction(ours)
 
 
-def test_the_functions_return_what_the_async_ones_return(vendors: BackgroundEmulator) -> None:
+def test_the_functions_return_the_results_of_the_async_api(vendors: BackgroundEmulator) -> None:
     """Both real SDKs return an image, one with references, an edit and a fallback."""
     first = sync.generate_image("a red dragon", "16:9")
     assert (first["provider"], first["mime_type"]) == ("google", "image/jpeg")
@@ -117,7 +117,7 @@ def test_the_functions_return_what_the_async_ones_return(vendors: BackgroundEmul
     assert (totals["images"], totals["routes"][0]["breaker"]["consecutive"]) == (4, 1)
 
 
-def test_errors_are_the_async_ones(vendors: BackgroundEmulator) -> None:
+def test_errors_are_those_of_the_async_api(vendors: BackgroundEmulator) -> None:
     """Class, message, reason and attempts of errors are those of the async API."""
     vendors.google.set(faults.status(503))
     vendors.openai.set(faults.status(500))
@@ -131,7 +131,7 @@ def test_errors_are_the_async_ones(vendors: BackgroundEmulator) -> None:
         sync.generate_image("x", on_start=3)  # type: ignore[arg-type]
 
 
-def test_a_reset_forgets_everything_and_reads_the_environment_again(
+def test_reset_closes_connections_and_reads_the_environment_again(
     vendors: BackgroundEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Connections are closed, and a changed variable applies from the next use on."""
@@ -174,7 +174,9 @@ def test_closing_ends_the_calls_of_other_threads(
             call.result(PATIENCE)
 
 
-def test_operators_reach_the_breakers(images: sync.ImageClient, google: FakeProvider) -> None:
+def test_breakers_can_be_operated_from_any_thread(
+    images: sync.ImageClient, google: FakeProvider
+) -> None:
     """An operator can force open, reconfigure and observe breakers from any thread."""
     (breaker,) = images.breakers.values()
     seen: list[Transition] = []
@@ -196,7 +198,7 @@ def test_operators_reach_the_breakers(images: sync.ImageClient, google: FakeProv
 # -- one client for all threads -------------------------------------------------------------------
 
 
-def test_all_threads_share_one_pace(vendors: BackgroundEmulator) -> None:
+def test_all_threads_share_one_rate_limit(vendors: BackgroundEmulator) -> None:
     """64 calls of 16 threads are sent no faster than one client may send them."""
     pace = 1 / 40
     with pytest.MonkeyPatch.context() as patch:
@@ -348,7 +350,7 @@ async def fails_later() -> None:
 
 @pytest.mark.parametrize("callback", [fails, fails_later, hangs], ids=lambda each: each.__name__)
 @pytest.mark.parametrize("inside", ["a plain thread", "a running loop"])
-def test_a_failing_or_hanging_callback_does_not_touch_the_call(
+def test_a_failing_or_hanging_callback_does_not_affect_the_call(
     images: sync.ImageClient,
     callback: Callable[[], Awaitable[None] | None],
     inside: str,
@@ -373,7 +375,7 @@ def test_a_failing_or_hanging_callback_does_not_touch_the_call(
 
 
 def test_an_async_callback_runs_in_the_calling_thread(images: sync.ImageClient) -> None:
-    """It runs on a separate loop, and the thread's current loop is unchanged."""
+    """It runs on a separate loop, and the current loop of the thread is unchanged."""
     current = asyncio.new_event_loop()
     asyncio.set_event_loop(current)
     seen: list[threading.Thread] = []
@@ -538,7 +540,7 @@ def interrupt() -> None:
 
 
 @pytest.mark.parametrize("how", ["failed", "refused", "interrupted"])
-def test_an_error_shows_and_keeps_nothing_of_the_call(
+def test_an_error_keeps_no_data_of_the_call(
     images: sync.ImageClient, google: FakeProvider, how: str
 ) -> None:
     """Neither its frames nor the shared loop keep the prompt."""

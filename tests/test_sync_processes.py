@@ -271,7 +271,7 @@ FORKS = """
 def test_a_forked_child_begins_with_its_own_loop_and_clients(
     vendors: BackgroundEmulator, tmp_path: Path
 ) -> None:
-    """The parent's connections keep working, one with a call in flight too."""
+    """The parent's connections keep working, also those with a call in flight."""
     vendors.google.set_latency(3, model="gemini-2.5-flash-image")
     with running(FORKS, tmp_path, vendors) as process:
         assert line(process) == "forked", process.communicate("")[1]

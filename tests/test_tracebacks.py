@@ -220,7 +220,7 @@ def test_a_passed_deadline_and_a_cancelled_call_keep_nothing(
     run_virtual(main())
 
 
-def test_arguments_that_are_refused_stay_out_of_the_frames() -> None:
+def test_rejected_arguments_are_in_no_frame() -> None:
     """Invalid values, names and images are in no frame."""
 
     async def main() -> None:
@@ -262,7 +262,7 @@ def model_of(number: int) -> int:
     return number
 
 
-def test_a_bug_keeps_its_lines() -> None:
+def test_the_traceback_of_a_bug_keeps_its_lines() -> None:
     """Function names and lines of all frames stay for debugging."""
 
     async def main() -> None:
@@ -280,7 +280,7 @@ def test_a_bug_keeps_its_lines() -> None:
 
 @pytest.mark.parametrize("vendor", ["google", "openai"])
 @pytest.mark.parametrize("kind", [kind for kind in FAILURES if kind != "hangs"])
-def test_a_provider_that_is_asked_directly_keeps_nothing_either(kind: str, vendor: str) -> None:
+def test_a_provider_that_is_called_directly_keeps_no_data(kind: str, vendor: str) -> None:
     """Built-in providers that are called directly keep no data either."""
 
     async def main() -> None:
@@ -333,7 +333,7 @@ def test_each_caller_gets_a_new_error_for_a_missing_sdk(
     run_virtual(main())
 
 
-def test_an_exception_that_the_caller_handles_stays_whole() -> None:
+def test_the_callers_exception_is_unchanged() -> None:
     """The caller's exception becomes the context, and its frames are unchanged."""
 
     def step(detail: str) -> None:
@@ -354,7 +354,7 @@ def test_an_exception_that_the_caller_handles_stays_whole() -> None:
     run_virtual(main())
 
 
-def test_a_suspended_coroutine_in_a_traceback_goes_on() -> None:
+def test_a_suspended_coroutine_in_a_traceback_continues() -> None:
     """Clearing the frames of a shared exception does not end a suspended coroutine."""
     shared = ValueError("shared")
 
@@ -377,7 +377,7 @@ def test_a_suspended_coroutine_in_a_traceback_goes_on() -> None:
     asyncio.run(main())
 
 
-def test_decorated_functions_are_what_they_were() -> None:
+def test_decorated_functions_keep_their_signature() -> None:
     """Decorated functions keep signature and coroutine flag, which frameworks inspect."""
     for function in (ri.generate_image, ri.ImageClient.generate, GoogleProvider.generate):
         assert asyncio.iscoroutinefunction(function)
@@ -447,7 +447,7 @@ def alive() -> int:
     return sum(len(each.data) for each in kept if type(each) is Reference) + len(sending)
 
 
-def test_an_error_that_is_kept_keeps_nothing() -> None:
+def test_a_stored_error_keeps_no_data() -> None:
     """Neither frames nor functions of a stored error keep the call's data."""
 
     async def main() -> None:
@@ -506,7 +506,7 @@ MEMORY: dict[str, tuple[Callable[[httpx2.Request], Any], dict[str, Any]]] = {
 @pytest.mark.no_cover
 @pytest.mark.parametrize("vendors", [("google", "openai"), ("openai", "google")])
 @pytest.mark.parametrize("kind", MEMORY)
-def test_a_call_that_is_over_keeps_no_memory(kind: str, vendors: tuple[str, ...]) -> None:
+def test_a_finished_call_keeps_no_memory(kind: str, vendors: tuple[str, ...]) -> None:
     """Reference counting frees the prompt and references of 20 MB."""
     answer, options = MEMORY[kind]
 
@@ -560,7 +560,7 @@ def test_a_call_cancelled_at_any_await_keeps_no_memory() -> None:
 @pytest.mark.no_cover
 @pytest.mark.parametrize("vendor", ["google", "openai"])
 @pytest.mark.parametrize("kind", [*FAILURES, "served"])
-def test_a_context_that_is_kept_keeps_no_memory(kind: str, vendor: str) -> None:
+def test_a_stored_context_keeps_no_memory(kind: str, vendor: str) -> None:
     """Timers and connections keep the context of their creation for minutes."""
     contexts: list[Context] = []
     good = google_body() if vendor == "google" else openai_body()

@@ -49,7 +49,7 @@ def test_time_does_not_advance_while_a_thread_works() -> None:
     run_virtual(main())
 
 
-def test_waiting_for_nothing_is_an_error_not_a_hang() -> None:
+def test_a_deadlock_raises_an_error() -> None:
     """If every task waits and no timer is left, the loop raises an error."""
 
     async def main() -> None:
@@ -60,7 +60,7 @@ def test_waiting_for_nothing_is_an_error_not_a_hang() -> None:
 
 
 @given(start=st.floats(0, 1e6), left=st.floats(1e-15, 1e-6))
-def test_the_smallest_sleep_moves_the_clock(start: float, left: float) -> None:
+def test_the_shortest_sleep_advances_the_clock(start: float, left: float) -> None:
     """A loop that sleeps until a moment reaches it, even a very near one."""
 
     async def main() -> None:
@@ -76,7 +76,7 @@ def test_the_smallest_sleep_moves_the_clock(start: float, left: float) -> None:
 
 
 @pytest.mark.parametrize("start", [0.0, 142.06691290343926, 1e5])
-def test_a_delay_that_is_too_small_to_be_added_moves_the_clock(start: float) -> None:
+def test_a_delay_below_the_clock_resolution_advances_the_clock(start: float) -> None:
     """A delay below the resolution of the loop's time still advances the clock."""
 
     async def main() -> None:

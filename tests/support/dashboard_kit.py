@@ -1,4 +1,4 @@
-"""Dashboard test kit: the page of a client behind a real server, and browsers that misbehave."""
+"""Dashboard test kit: a client's page on a real server, and misbehaving browsers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOKEN = "a-token-for-tests"
 
 
 class Served(NamedTuple):
-    """A client whose page is served."""
+    """A client and its served page."""
 
     client: ImageClient
     google: FakeProvider
@@ -85,7 +85,7 @@ async def request(
     headers: Mapping[str, str] | None = None,
     body: bytes = b"",
 ) -> Answer:
-    """Send one request as it is, and return the answer."""
+    """Send one request unchanged, and return the response."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     lines = {"Host": f"127.0.0.1:{port}", "Connection": "close", **(headers or {})}
     if body:
@@ -118,7 +118,7 @@ async def _events(reader: asyncio.StreamReader) -> AsyncIterator[dict[str, Any]]
 
 
 async def snapshot(port: int, path: str = PATH) -> dict[str, Any]:
-    """Return what a browser that comes now is shown."""
+    """Return the first snapshot that a new browser gets."""
     async with watching(port, path) as views, asyncio.timeout(60):
         async for view in views:
             return view

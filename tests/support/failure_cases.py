@@ -1,4 +1,4 @@
-"""The reported failures, sent to the real SDKs by a real server."""
+"""The reported failures, sent by a real server to the real SDKs."""
 
 from __future__ import annotations
 

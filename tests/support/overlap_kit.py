@@ -1,6 +1,7 @@
-"""Overlap test kit: a client with three scripted routes on virtual time, overlap on as by default.
+"""Overlap test kit: a client with three scripted routes on virtual time; overlap is on, as by
+default.
 
-The routes are ``google`` and ``openai`` as by default, and ``local``, a third one.
+The routes are ``google`` and ``openai``, the default ones, and ``local``.
 """
 
 from __future__ import annotations
