@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +20,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from paths import ROOT
 from trace_backends import Backend, StoredTrace, collector, jaeger, matching
 
 from resilient_imagen import ImageClient, Reason, Settings
@@ -88,6 +92,40 @@ def evidence(request: pytest.FixtureRequest) -> Iterator[Evidence]:
             assert time.monotonic() < give_up, "the backend does not show what it was sent"
             time.sleep(0.05)  # it stores asynchronously
         yield found
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (
+            """echo '{"Error": "proxy: connection refused"}'; exit 1""",
+            "proxy: connection refused\nno Jaeger: the build failed; it needs Go 1.24.6 or newer, ",
+        ),
+        (None, "no Jaeger: none on PATH or at JAEGER_URL, and no Go to build one"),
+    ],
+)
+def test_a_jaeger_that_cannot_be_built_is_explained(
+    answer: str | None, says: str, tmp_path: Path
+) -> None:
+    """The script passes on the cause that Go gives as a part of JSON."""
+    script = ROOT / ".ci" / "jaeger"
+    if not script.exists():
+        pytest.skip("no .ci/jaeger")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("bash", "mktemp", "rm", "sed"):
+        (tools / name).symlink_to(shutil.which(name) or "")
+    if answer is not None:
+        (tools / "go").write_text(f"#!/bin/sh\n{answer}\n")
+        (tools / "go").chmod(0o755)
+    env = {"PATH": str(tools), "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        ["bash", str(script)], env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert says in done.stderr
+    assert sorted(tmp_path.iterdir()) == [tools]
 
 
 def test_every_call_is_one_trace_with_one_root(evidence: Evidence) -> None:
