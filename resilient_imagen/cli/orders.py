@@ -56,6 +56,16 @@ FilePath = Annotated[
 ]
 
 
+class Given(NamedTuple):
+    """An order that was given, and how it is obeyed."""
+
+    order: Order
+    answer: str
+    """How it is obeyed, in words."""
+    is_obeyed: bool
+    """Whether that is as meant."""
+
+
 class OrderPlace(Protocol):
     """Where orders are left for running processes."""
 
@@ -68,8 +78,8 @@ class OrderPlace(Protocol):
         """Return the orders in force, with the seconds that are left; warn of distrusted ones."""
         ...
 
-    def put(self, draft: Order) -> tuple[str, bool]:
-        """Issue an order there; return how it is obeyed, in words, and whether that is as meant."""
+    def put(self, draft: Order) -> Given:
+        """Issue an order there."""
         ...
 
 
@@ -88,7 +98,7 @@ class _Fleet(NamedTuple):
         warn_of_distrusted(found.distrusted)
         return [(each.order, each.left_s) for each in found.orders]
 
-    def put(self, draft: Order) -> tuple[str, bool]:
+    def put(self, draft: Order) -> Given:
         from resilient_imagen import ConfigurationError
 
         stored: list[bool] = []
@@ -98,12 +108,12 @@ class _Fleet(NamedTuple):
         except ConfigurationError as error:
             if not stored:
                 raise
-            return f"{unknown}: {error}", False
+            return Given(draft, f"{unknown}: {error}", is_obeyed=False)
         except KeyboardInterrupt:
             if stored:
                 warn(f"{draft}: {unknown}")
             raise
-        return given.answer, given.is_obeyed
+        return Given(given.order, given.answer, given.is_obeyed)
 
 
 class _File(NamedTuple):
@@ -127,7 +137,7 @@ class _File(NamedTuple):
         warn_of_distrusted(distrusted(orders, self.secret, NAMESPACE, now))
         return in_force(trusted(orders, self.secret, NAMESPACE), now)
 
-    def put(self, draft: Order) -> tuple[str, bool]:
+    def put(self, draft: Order) -> Given:
         from resilient_imagen.control.control_file import NAMESPACE, write_order
         from resilient_imagen.control.issue import issued, trusted
 
@@ -135,9 +145,9 @@ class _File(NamedTuple):
             order = issued(draft, trusted(known, self.secret, NAMESPACE), now)
             return order if self.secret is None else order.signed(self.secret, NAMESPACE)
 
-        write_order(self.path, issue)
+        order = write_order(self.path, issue)
         answer = "processes that read it obey within a second, or warn why they do not"
-        return f"written to {self.path}; {answer}", True
+        return Given(order, f"written to {self.path}; {answer}", is_obeyed=True)
 
 
 def open_place(redis_url: str | None, control_file: Path | None) -> tuple[OrderPlace, Settings]:
@@ -172,12 +182,12 @@ def open_place(redis_url: str | None, control_file: Path | None) -> tuple[OrderP
 
 def send(place: OrderPlace, draft: Order) -> None:
     """Issue an order, and print what it is and how it is obeyed."""
-    answer, obeyed = place.put(draft)
-    if not obeyed:
-        warn(f"{draft}: {answer}")
+    order, answer, is_obeyed = place.put(draft)
+    if not is_obeyed:
+        warn(f"{order}: {answer}")
         raise typer.Exit(FAILED)
-    until = time.strftime("%H:%M:%S", time.localtime(time.time() + draft.ttl))
-    echo(f"{draft}{f' until {until}' if draft.lasts else ''}: {answer}")
+    until = time.strftime("%H:%M:%S", time.localtime(time.time() + order.ttl))
+    echo(f"{order}{f' until {until}' if order.lasts else ''}: {answer}")
 
 
 def warn_of_distrusted(count: int) -> None:

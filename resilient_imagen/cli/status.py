@@ -16,7 +16,7 @@ from resilient_imagen.cli.terminal import Console, echo_json
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from resilient_imagen.control.fleet import SharedOrder
+    from resilient_imagen.control.fleet import SharedOrder, StoredOrders
     from resilient_imagen.distributed import Address
     from resilient_imagen.distributed.fleet_status import FleetStatus, RouteStatus
 
@@ -51,24 +51,26 @@ def status(
     }
     secret = settings.control_secret
     fleet = FleetOrders(address, None if secret is None else secret.get_secret_value())
-    orders, distrusted = asyncio.run(fleet.read_all())
-    warn_of_distrusted(distrusted)
+    stored = asyncio.run(fleet.read_all())
+    warn_of_distrusted(stored.distrusted)
     if as_json:
         document = view.to_json()
-        document["orders"] = [each.to_json() for each in orders]
+        document["orders"] = [each.to_json() for each in stored.orders]
         for route in document["routes"]:
-            if (step := _step_of(route["route"], steps)) is not None:
+            hold = stored.hold_on(route["name"])
+            route["ordered"] = None if hold is None else hold.order.action
+            if (step := steps.get(route["name"])) is not None:
                 route["step"] = step
         echo_json(document, indent=2)
         return
     console = Console()
     console.print(f"Redis at {view.redis}, keys {view.namespace}:*", soft_wrap=True)
-    for each in orders:
+    for each in stored.orders:
         console.print(_sentence(each), soft_wrap=True)
     if not view.routes and not view.paces:
         console.print("No process has shared anything within the last hour.")
         return
-    console.print(_routes(view, steps))
+    console.print(_routes(view, stored, steps))
     for pace in view.paces:
         console.print(
             f"{pace.provider}: {pace.per_minute:g} images a minute, next place in "
@@ -105,21 +107,16 @@ def _sentence(shared: SharedOrder) -> str:
     return f"{found} ({names})" if names else found
 
 
-def _step_of(route: str, steps: Mapping[str, str]) -> str | None:
-    """Return the step that a route shares with other accounts by this machine's settings."""
-    return steps.get(route) or steps.get(route.rpartition("@")[0])
-
-
-def _routes(view: FleetStatus, steps: Mapping[str, str]) -> Table:
+def _routes(view: FleetStatus, stored: StoredOrders, steps: Mapping[str, str]) -> Table:
     table = Table("route", "state", "for", "why", "in a row", "window", "probes", "workers")
-    shared = [_step_of(route.route, steps) for route in view.routes]
+    # Steps that a route shares with other accounts by this machine's settings.
+    shared = [steps.get(route.name) for route in view.routes]
     if any(shared):
         table.add_column("step")
     for route, step in zip(view.routes, shared, strict=True):
-        colour = _COLOURS.get(route.state, "default")
         table.add_row(
             route.route,
-            Text(_state(route), colour),
+            _state(route, stored.hold_on(route.name)),
             span(route.since_s),
             route.summary or route.why or "",
             str(route.failures_in_a_row),
@@ -131,8 +128,17 @@ def _routes(view: FleetStatus, steps: Mapping[str, str]) -> Table:
     return table
 
 
-def _state(route: RouteStatus) -> str:
+def _state(route: RouteStatus, hold: SharedOrder | None) -> Text:
+    """Return the state of a circuit: that of an operator's order, with its author, if any."""
+    if hold is not None:
+        is_open = hold.order.action == "open"
+        words = "forced open" if is_open else "held closed"
+        words = f"{words} by {hold.order.by}, {span(hold.left_s)} left"
+        obey, total = hold.workers
+        if obey < total:
+            words = f"{words}, in {obey} of {total} workers"
+        return Text(words, _COLOURS["open" if is_open else "closed"])
     if route.state != "open":
-        return route.state.replace("_", "-")
+        return Text(route.state.replace("_", "-"), _COLOURS.get(route.state, "default"))
     left = f"{span(route.left_s)} left" if route.left_s else "probe due"
-    return f"open, {left}"
+    return Text(f"open, {left}", _COLOURS["open"])

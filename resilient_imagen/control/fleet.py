@@ -7,15 +7,17 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from resilient_imagen.control.issue import distrusted, in_force, issued, trusted
+from resilient_imagen.control.issue import book_of, distrusted, issued, seconds_left, trusted
 from resilient_imagen.control.order import Order
 from resilient_imagen.distributed import order_call
+from resilient_imagen.distributed.fleet_status import without_account
 from resilient_imagen.distributed.order_board import open_board
 from resilient_imagen.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from resilient_imagen.control.order_book import OrderBook
     from resilient_imagen.distributed import Address
     from resilient_imagen.distributed.order_board import OrderBoard, WorkerReport
 
@@ -63,6 +65,11 @@ class SharedOrder:
         }
 
     @property
+    def workers(self) -> tuple[int, int]:
+        """How many workers obey, and how many there are."""
+        return list(self.codes.values()).count("ok"), len(self.reports)
+
+    @property
     def is_obeyed(self) -> bool:
         """Whether there are workers, and all of them obey."""
         return set(self.codes.values()) == {"ok"}
@@ -94,6 +101,18 @@ class StoredOrders(NamedTuple):
     """The orders in force."""
     distrusted: int
     """How many others are there whose signature is not that of the secret."""
+    book: OrderBook
+    """All orders that processes have accepted, also those that acted once."""
+
+    def hold_on(self, route: str) -> SharedOrder | None:
+        """Return the order that keeps a route open or closed in at least one process, if any.
+
+        Args:
+            route: ``provider:model``.
+        """
+        newest = self.book.newest_for(route)
+        held = (each for each in self.orders if newest is not None and each.order == newest.order)
+        return next((each for each in held if each.workers[0]), None)
 
 
 @dataclass(frozen=True)
@@ -124,10 +143,15 @@ class FleetOrders:
         """
         async with open_board(self.address, _CONNECTS) as board:
             found = await board.read()
-        orders = in_force(self._believed(found.texts), found.now)
+        book = book_of(self._believed(found.texts), found.now)
         return StoredOrders(
-            [SharedOrder(order, left, found.reports) for order, left in orders],
+            [
+                SharedOrder(each.order, seconds_left(each.order, found.now), found.reports)
+                for each in book
+                if each.order.lasts
+            ],
             distrusted(_parsed(found.texts), self.secret, self.address.namespace, found.now),
+            book,
         )
 
     async def give(
@@ -138,13 +162,17 @@ class FleetOrders:
         If all workers refuse its value, an earlier order about the same setting is stored again.
 
         Args:
-            draft: The order; its serial is replaced, and it is signed.
+            draft: The order; its serial is replaced, and it is signed. A route may have the
+                account's identifier that ``status`` shows; the order is about all accounts.
             on_stored: Called once the order is stored, so that workers obey it whatever follows.
 
         Raises:
             ConfigurationError: Redis cannot be used.
         """
         async with open_board(self.address, _CONNECTS + _WAITS) as board:
+            if "@" in draft.target:
+                shared = await board.resources()
+                draft = replace(draft, target=without_account(draft.target, shared))
             order, known = await self._put(board, draft)
             if on_stored is not None:
                 on_stored()

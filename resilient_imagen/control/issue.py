@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from resilient_imagen.control.order import LONGEST, SETTING_ACTIONS, Order
-from resilient_imagen.control.order_book import InForce, OrderBook
+from resilient_imagen.control.order_book import OrderBook
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["distrusted", "in_force", "issued", "trusted"]
+__all__ = ["book_of", "distrusted", "in_force", "issued", "seconds_left", "trusted"]
 
 SHORTEST: Final = 60
 """Seconds for which an order that acts once is kept, so that every process hears of it."""
@@ -47,17 +47,27 @@ def distrusted(orders: Iterable[Order], secret: str | None, namespace: str, now:
     return len(stored) - len(trusted(stored, secret, namespace))
 
 
-def in_force(orders: Iterable[Order], now: int) -> list[tuple[Order, float]]:
-    """Return the orders that a process obeys, with the seconds that are left."""
+def book_of(orders: Iterable[Order], now: int) -> OrderBook:
+    """Return the orders that a process has accepted; ends are in seconds since 1970."""
     book = OrderBook()
     for order in sorted(orders, key=lambda each: each.serial):
         if order.ends_at > now:
             book.add(order, order.ends_at / _MICRO)
-    return [(each.order, _left(each, now)) for each in book if each.order.lasts]
+    return book
 
 
-def _left(each: InForce, now: int) -> float:
-    return min(each.until - now / _MICRO, float(each.order.ttl))
+def in_force(orders: Iterable[Order], now: int) -> list[tuple[Order, float]]:
+    """Return the orders that a process obeys, with the seconds that are left."""
+    return [
+        (each.order, seconds_left(each.order, now))
+        for each in book_of(orders, now)
+        if each.order.lasts
+    ]
+
+
+def seconds_left(order: Order, now: int) -> float:
+    """Return the seconds until an order ends."""
+    return min((order.ends_at - now) / _MICRO, float(order.ttl))
 
 
 def _concern_each_other(order: Order, other: Order) -> bool:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from resilient_imagen.control import Order
-    from resilient_imagen.control.fleet import FleetOrders, SharedOrder
+    from resilient_imagen.control.fleet import FleetOrders, SharedOrder, StoredOrders
     from resilient_imagen.dashboard.view import RouteView, View
     from resilient_imagen.distributed.fleet_status import FleetStatus, RouteStatus, WorkerStatus
     from resilient_imagen.settings import RouteName
@@ -44,10 +44,14 @@ class FleetSource:
         Raises:
             ConfigurationError: Redis cannot be read.
         """
-        status, orders = await asyncio.gather(read_status(self._fleet.address), self._fleet.read())
+        status, stored = await asyncio.gather(
+            read_status(self._fleet.address), self._fleet.read_all()
+        )
+        orders = stored.orders
         found = sorted(status.routes, key=self._place)
-        routes = [_route(each, _hold(each.route, orders)) for each in found]
-        health = self._health(routes)
+        routes = [_route(each, stored.hold_on(each.name)) for each in found]
+        primary = {each.route for each in found if each.name in self._primary}
+        health = _health(routes, primary)
         address = self._fleet.address
         place = f"Redis at {address.shown}, keys {address.namespace}:*"
         return {
@@ -57,7 +61,7 @@ class FleetSource:
             "headline": headline(health, routes)
             if routes
             else "No process has shared anything within the last hour.",
-            "notices": list(_notices(status, orders)),
+            "notices": list(_notices(status, stored)),
             "routes": routes,
             "minutes": None,
             "fallbacks": None,
@@ -102,47 +106,32 @@ class FleetSource:
 
     def _place(self, route: RouteStatus) -> tuple[int, str]:
         """Return where a route comes: in the order of calls, those that are not configured last."""
-        name = _without_account(route.route)
-        return (self._order.index(name) if name in self._order else len(self._order), route.route)
+        place = self._order.index(route.name) if route.name in self._order else len(self._order)
+        return place, route.route
 
-    def _health(self, routes: Sequence[RouteView]) -> str:
-        if not routes:
-            return "unknown"
-        rows: Any = [
-            {
-                "route": each["route"],
-                "off": None,
-                "breaker": {
-                    "state": each["state"],
-                    "why": each["cause"],
-                    # An operator's order ends by itself, and no probe is due before.
-                    "retry_after": each["next_probe_s"],
-                },
-            }
-            for each in routes
-        ]
-        primary = {
-            each["route"] for each in routes if _without_account(each["route"]) in self._primary
+
+def _health(routes: Sequence[RouteView], primary: set[str]) -> str:
+    if not routes:
+        return "unknown"
+    rows: Any = [
+        {
+            "route": each["route"],
+            "off": None,
+            "breaker": {
+                "state": each["state"],
+                "why": each["cause"],
+                # An operator's order ends by itself, and no probe is due before.
+                "retry_after": each["next_probe_s"],
+            },
         }
-        names = {each["route"] for each in routes}
-        return assess(rows, primary or {routes[0]["route"]}, names)["status"]
-
-
-def _without_account(route: str) -> str:
-    return route.partition("@")[0]
-
-
-def _hold(route: str, orders: Iterable[SharedOrder]) -> SharedOrder | None:
-    """Return the latest order that keeps a route open or closed; its record does not show it."""
-    held = [
-        each
-        for each in orders
-        if each.order.action in {"open", "hold"} and each.order.applies_to(_without_account(route))
+        for each in routes
     ]
-    return max(held, key=lambda each: each.order.serial, default=None)
+    names = {each["route"] for each in routes}
+    return assess(rows, primary or {routes[0]["route"]}, names)["status"]
 
 
 def _route(status: RouteStatus, hold: SharedOrder | None) -> RouteView:
+    """Return a route as it is shown; its record does not have the order that holds it."""
     shown: RouteView = {
         "route": status.route,
         "state": status.state,
@@ -169,12 +158,18 @@ def _route(status: RouteStatus, hold: SharedOrder | None) -> RouteView:
     }
 
 
-def _notices(status: FleetStatus, orders: Sequence[SharedOrder]) -> Iterable[str]:
+def _notices(status: FleetStatus, stored: StoredOrders) -> Iterable[str]:
     if not status.workers:
         yield "No process is connected; this is the last shared state."
-    for each in orders:
+    for each in stored.orders:
         if not each.is_obeyed:
             yield f"{each.order}: {each.answer}."
+    if stored.distrusted:
+        orders = "order is" if stored.distrusted == 1 else "orders are"
+        yield (
+            f"{stored.distrusted} stored {orders} not shown: not signed with the "
+            "IMAGE_GEN_CONTROL_SECRET of this page."
+        )
     silent = sum(worker.silent_s > _SILENT for worker in status.workers)
     if silent:
         yield f"{silent} of {len(status.workers)} processes are silent."

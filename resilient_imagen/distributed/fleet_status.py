@@ -15,13 +15,20 @@ from resilient_imagen.distributed.store import StoreUnavailableError
 from resilient_imagen.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from redis.asyncio import Redis
 
     from resilient_imagen.distributed.redis_address import Address
 
-__all__ = ["FleetStatus", "LimiterStatus", "RouteStatus", "WorkerStatus", "read_status"]
+__all__ = [
+    "FleetStatus",
+    "LimiterStatus",
+    "RouteStatus",
+    "WorkerStatus",
+    "read_status",
+    "without_account",
+]
 
 _MICRO = 1e-6
 _LIVE = 60.0
@@ -37,6 +44,8 @@ class RouteStatus(NamedTuple):
 
     route: str
     """``provider:model``, followed by @ and the account's identifier if there is one."""
+    name: str
+    """``provider:model``."""
     state: str
     """closed, open or half_open; open with 0 seconds left is due for a probe. Any other stored
     value is shown as unknown."""
@@ -118,7 +127,11 @@ async def read_status(address: Address) -> FleetStatus:
             topics, members, seen = registry_keys(address)
             names = [_text(name) for name in await redis.zrange(topics, 0, -1)]
             names = sorted(name for name in names if name.isprintable())
-            routes = [await _route(redis, address, name, now) for name in names if ":" in name]
+            routes = [
+                await _route(redis, address, name, without_account(name, names), now)
+                for name in names
+                if ":" in name
+            ]
             paces = [await _pace(redis, address, name, now) for name in names if ":" not in name]
             workers = await _workers(redis, members, seen, now)
     except TimeoutError:
@@ -128,11 +141,28 @@ async def read_status(address: Address) -> FleetStatus:
     return FleetStatus(address.shown, address.namespace, tuple(routes), tuple(paces), workers)
 
 
-async def _route(redis: Redis, address: Address, name: str, now: int) -> RouteStatus:
-    record = await _hash(redis, address.key("circuit", name))
-    workers = await _hash(redis, address.key("workers", name))
-    live = await redis.zcount(address.key("seen", name), now - int(_LIVE / _MICRO), "+inf")
-    probes = await redis.zcount(address.key("leases", name), now, "+inf")
+def without_account(route: str, resources: Iterable[str]) -> str:
+    """Return the ``provider:model`` of a shared route.
+
+    A model's name may contain @, too, so that the account is found by the provider's own resource.
+
+    Args:
+        route: The route as ``RouteStatus.route`` has it.
+        resources: The names of all shared routes and providers.
+    """
+    for resource in resources:
+        provider, _, account = resource.partition("@")
+        ours = account and ":" not in provider and route.startswith(f"{provider}:")
+        if ours and route.endswith(f"@{account}"):
+            return route.removesuffix(f"@{account}")
+    return route
+
+
+async def _route(redis: Redis, address: Address, route: str, name: str, now: int) -> RouteStatus:
+    record = await _hash(redis, address.key("circuit", route))
+    workers = await _hash(redis, address.key("workers", route))
+    live = await redis.zcount(address.key("seen", route), now - int(_LIVE / _MICRO), "+inf")
+    probes = await redis.zcount(address.key("leases", route), now, "+inf")
     state = record.get("state", "closed")
     entries = [entry.split(":") for entry in workers.values()]
     generation = record.get("generation")
@@ -144,7 +174,8 @@ async def _route(redis: Redis, address: Address, name: str, now: int) -> RouteSt
     why, summary = trusted_texts(record.get("cause", ""), record.get("summary", ""))
     left = max(0.0, (_integer(record.get("till"), now) - now) * _MICRO)
     return RouteStatus(
-        route=name,
+        route=route,
+        name=name,
         state=state if state in _STATES else "unknown",
         since_s=max(0.0, (now - _integer(record.get("since"), now)) * _MICRO),
         left_s=left if state == "open" else 0.0,

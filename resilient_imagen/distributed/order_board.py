@@ -8,6 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from resilient_imagen.distributed.connection import RedisConnectionFactory
+from resilient_imagen.distributed.coordinator import registry_keys
 from resilient_imagen.distributed.shared_orders import order_keys
 from resilient_imagen.distributed.store import StoreUnavailableError
 from resilient_imagen.errors import ConfigurationError
@@ -63,6 +64,7 @@ class OrderBoard:
 
     def __init__(self, redis: Redis, address: Address) -> None:
         self._redis: Any = redis  # its annotations allow for answers as text
+        self._address = address
         self._keys = order_keys(address)
 
     async def read(self) -> Board:
@@ -82,6 +84,11 @@ class OrderBoard:
             for name, at in times
         ]
         return Board(now, texts, [each for each in found if each.silent_s <= longest])
+
+    async def resources(self) -> list[str]:
+        """Return the names of all shared routes and providers."""
+        topics, *_ = registry_keys(self._address)
+        return [_text(name) for name in await self._redis.zrange(topics, 0, -1)]
 
     async def put(self, call: ScriptCall) -> bool:
         """Give an order. Return False if the orders, or the time, have changed since `read`."""

@@ -24,6 +24,7 @@ from resilient_imagen.control import Order
 from resilient_imagen.control.fleet import FleetOrders, SharedOrder
 from resilient_imagen.distributed import Address
 from resilient_imagen.distributed.order_board import open_board
+from resilient_imagen.providers.base import Endpoint
 from resilient_imagen.telemetry.events import OrderApplied, OrderEnded
 from resilient_imagen.testing import FakeProvider, RecordingSink
 
@@ -35,11 +36,12 @@ PATIENCE = 30.0
 
 @contextlib.contextmanager
 def worker(
-    server: RedisServer, sinks: Sequence[RecordingSink] = (), **settings: Any
+    server: RedisServer, sinks: Sequence[RecordingSink] = (), account: str = "", **settings: Any
 ) -> Iterator[sync.ImageClient]:
     """Run a client on the shared loop's thread, while commands run in this one."""
     made = Settings(redis_url=server.url, **settings)
     providers = [FakeProvider("google", latency=0.0), FakeProvider("openai", latency=0.0)]
+    providers[0].endpoint = Endpoint("google", account=account)
     with sync.ImageClient(made, providers=providers, sinks=sinks) as client:
         client.warm_up()
         yield client
@@ -107,6 +109,55 @@ def test_status_shows_orders_and_the_workers_that_obey(
         assert row["source"].startswith("ordered by ")
         (row,) = [row for row in rows if row["variable"] == "IMAGE_GEN_REDIS_URL"]
         assert (row["value"], row["source"]) == ("set, not shown", "--redis-url")
+
+
+@pytest.mark.parametrize(
+    ("model", "account"), [("gemini-3-pro-image", "3f2a9c1d"), ("painter@20260101", "acme")]
+)
+def test_an_order_may_name_a_route_as_status_prints_it(
+    model: str, account: str, server: RedisServer, command: Callable[[str], Ended]
+) -> None:
+    """The account's identifier is left out; a part of the model's name is not."""
+    routes = f"google:{model},openai:gpt-image-2"
+    with worker(server, account=account, routes=routes) as client:
+        (printed, _) = (
+            each["route"] for each in json.loads(command("status --json").out)["routes"]
+        )
+        assert printed == f"google:{model}@{account}"
+        done = command(f"breaker open {printed}")
+        assert done.out.startswith(f"breaker open google:{model} until ")
+        assert state(client) == "forced_open"
+        assert command(f"breaker reset google:{model}").code == 0
+        assert state(client) == "closed"
+
+
+def test_the_state_in_status_is_that_of_the_order_in_force(
+    server: RedisServer, command: Callable[[str], Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the author, what is left, and the number of workers if not all obey."""
+    monkeypatch.setattr("resilient_imagen.cli.breaker.author", lambda: "ana")
+
+    def states() -> list[str]:
+        rows: list[str] = []
+        for line in command("status").out.splitlines():
+            if line.startswith("│"):
+                _, route, shown, *_ = map(str.strip, line.split("│"))
+                if route:
+                    rows.append(shown)
+                elif shown:  # a narrow terminal wraps it
+                    rows[-1] += f" {shown}"
+        return rows
+
+    with worker(server, account="1f"):
+        command("breaker open google --for 3h")
+        command("breaker close openai --hold --for 3h")
+        assert states() == ["forced open by ana, 3 h left", "held closed by ana, 3 h left"]
+        routes = json.loads(command("status --json").out)["routes"]
+        assert [each["ordered"] for each in routes] == ["open", "hold"]
+        command("breaker reset google:gemini-3-pro-image")  # other routes of google stay out
+        with worker(server, account="1f", control="off"):
+            assert states() == ["closed", "held closed by ana, 3 h left, in 1 of 2 workers"]
+    assert states()[1] == "closed"
 
 
 def test_without_a_worker_the_command_fails(command: Callable[[str], Ended]) -> None:

@@ -22,6 +22,7 @@ from resilient_imagen.control.fleet import FleetOrders
 from resilient_imagen.dashboard.application import serve
 from resilient_imagen.dashboard.fleet import FleetSource
 from resilient_imagen.distributed import Address
+from resilient_imagen.providers.base import Endpoint
 from resilient_imagen.testing import FakeProvider
 
 pytestmark = pytest.mark.redis
@@ -31,9 +32,10 @@ def run(main: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(main, 100))
 
 
-def worker(url: str) -> ImageClient:
+def worker(url: str, account: str = "") -> ImageClient:
     """Return a client that shares its state; Google fails."""
     google = FakeProvider("google", latency=0).fail(Reason.OVERLOADED, status=503, latency=0)
+    google.endpoint = Endpoint("google", account=account)
     settings = Settings(redis_url=url, routes="google:pro,openai:flare", max_retries=0, ipm=60_000)
     return ImageClient(settings, providers=[google, FakeProvider("openai", latency=0)])
 
@@ -92,6 +94,27 @@ async def until(port: int, condition: Any) -> dict[str, Any]:
             if condition(view):
                 return view
     raise AssertionError("the stream ended")
+
+
+def test_an_order_about_a_route_as_the_page_names_it(server: RedisServer) -> None:
+    """A button sends the route with the account's identifier, which orders do not have."""
+
+    async def main() -> None:
+        async with worker(server.url, account="3f2a9c1d") as client:
+            await client.warm_up()
+            fleet = FleetOrders(Address.parse(server.url), None)
+            steps = Settings(routes="google:pro,openai:flare").routes
+            source = FleetSource(fleet, [step.accounts for step in steps])
+            route = (await source.read())["routes"][0]
+            assert (route["route"], route["state"]) == ("google:pro@3f2a9c1d", "closed")
+            order = new_order("open", route["route"], by="ana")
+            assert await source.give(order) == "1 of 1 worker obeys"
+            assert (await source.read())["routes"][0]["state"] == "forced_open"
+            await source.give(new_order("open", "google", by="ana"))
+            await source.give(new_order("reset", "google:pro", by="ana"))
+            assert (await source.read())["routes"][0]["state"] == "closed"
+
+    run(main())
 
 
 def test_an_order_that_not_all_obey_is_an_error(server: RedisServer) -> None:
