@@ -139,13 +139,13 @@ class _File(NamedTuple):
 
     def put(self, draft: Order) -> Given:
         from resilient_imagen.control.control_file import NAMESPACE, write_order
-        from resilient_imagen.control.issue import issued, trusted
+        from resilient_imagen.control.issue import issued
 
         def issue(known: Iterable[Order], now: int) -> Order:
-            order = issued(draft, trusted(known, self.secret, NAMESPACE), now)
+            order = issued(draft, known, now)
             return order if self.secret is None else order.signed(self.secret, NAMESPACE)
 
-        order = write_order(self.path, issue)
+        order = write_order(self.path, issue, self.secret)
         answer = "processes that read it obey within a second, or warn why they do not"
         return Given(order, f"written to {self.path}; {answer}", is_obeyed=True)
 

@@ -19,6 +19,7 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from resilient_imagen.control.issue import trusted
 from resilient_imagen.control.order import Order
 from resilient_imagen.errors import ConfigurationError
 
@@ -75,14 +76,18 @@ def read_orders(path: Path) -> FileContent:
     return FileContent(orders, problems)
 
 
-def write_order(path: Path, issue: Callable[[Iterable[Order], int], Order]) -> Order:
+def write_order(
+    path: Path, issue: Callable[[Iterable[Order], int], Order], secret: str | None = None
+) -> Order:
     """Add an order to a control file, in one step for its readers.
 
-    Orders that have ended, or are replaced, are removed.
+    Orders that have ended, or are replaced, are removed. An order that is signed with another
+    secret, or not signed, is never replaced: some processes may believe it.
 
     Args:
         path: The file; it is created if it does not exist.
         issue: Returns the order, given those in the file and the time in microseconds since 1970.
+        secret: The secret with which the order is signed.
 
     Raises:
         OSError: The file cannot be read or written.
@@ -99,7 +104,11 @@ def write_order(path: Path, issue: Callable[[Iterable[Order], int], Order]) -> O
             raise ConfigurationError(f"{path}: {problems[0]}")
         now = time.time_ns() // 1000
         order = issue(known, now)
-        kept = [each for each in known if each.ends_at > now and not order.replaces(each)]
+        ours = (
+            trusted(known, secret, NAMESPACE) if secret else [o for o in known if not o.signature]
+        )
+        replaced = [each for each in ours if order.replaces(each)]
+        kept = [each for each in known if each.ends_at > now and each not in replaced]
         text = json.dumps({"orders": [each.to_dict() for each in (*kept, order)]}, indent=1)
         _replace(path, text)
     finally:

@@ -7,7 +7,14 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from resilient_imagen.control.issue import book_of, distrusted, issued, seconds_left, trusted
+from resilient_imagen.control.issue import (
+    book_of,
+    distrusted,
+    issued,
+    seconds_left,
+    signer_of,
+    trusted,
+)
 from resilient_imagen.control.order import Order
 from resilient_imagen.distributed import order_call
 from resilient_imagen.distributed.fleet_status import without_account
@@ -202,26 +209,33 @@ class FleetOrders:
                 await self._put(board, replace(before, ttl=left))
 
     async def _put(self, board: OrderBoard, draft: Order) -> tuple[Order, list[Order]]:
-        """Store an order, and return it with those that were known before."""
+        """Store an order, and return it with those that workers believed before.
+
+        Orders with another signature, or none, stay beside it: some workers may believe them.
+        """
         for _ in range(_TRIES):
             found = await board.read()
-            known = self._believed(found.texts)
+            known = _parsed(found.texts)
             order = issued(draft, known, found.now)
             if self.secret is not None:
                 order = order.signed(self.secret, self.address.namespace)
             replaced = [each for each in known if order.replaces(each)]
             call = order_call(
                 self.address,
-                order.topic,
+                self._field(order),
                 order.to_json(),
                 serial=order.serial,
                 # Kept as long as those, for workers that are away and must not obey them then.
                 ends=max(each.ends_at for each in (order, *replaced)),
-                replaced=[each.topic for each in replaced],
+                replaced=[self._field(each) for each in replaced],
             )
             if await board.put(call):
-                return order, known
+                return order, self._believed(found.texts)
         raise ConfigurationError(f"Redis at {self.address.shown}: its orders change all the time")
+
+    def _field(self, order: Order) -> str:
+        """Return where an order of this secret is stored; one of another secret is elsewhere."""
+        return f"{order.topic} {signer_of(self.secret)}".rstrip()
 
     def _believed(self, texts: Iterable[str]) -> list[Order]:
         """Return the stored orders that workers believe."""

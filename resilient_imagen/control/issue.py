@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -11,7 +13,15 @@ from resilient_imagen.control.order_book import OrderBook
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["book_of", "distrusted", "in_force", "issued", "seconds_left", "trusted"]
+__all__ = [
+    "book_of",
+    "distrusted",
+    "in_force",
+    "issued",
+    "seconds_left",
+    "signer_of",
+    "trusted",
+]
 
 SHORTEST: Final = 60
 """Seconds for which an order that acts once is kept, so that every process hears of it."""
@@ -34,6 +44,16 @@ def issued(draft: Order, known: Iterable[Order], now: int) -> Order:
     left = [each.ends_at - serial for each in known if _concern_each_other(order, each)]
     longest = -(-max([0, *left]) // _MICRO)  # rounded up
     return replace(order, ttl=min(max(SHORTEST, longest), LONGEST))
+
+
+def signer_of(secret: str | None) -> str:
+    """Return an identifier of a secret, so that orders of each signer can be stored apart.
+
+    Without a secret it is empty. It reveals no more than a signature does.
+    """
+    if secret is None:
+        return ""
+    return hmac.new(secret.encode(), b"signer", hashlib.sha256).hexdigest()[:16]
 
 
 def trusted(orders: Iterable[Order], secret: str | None, namespace: str) -> list[Order]:

@@ -31,12 +31,21 @@ def order_keys(address: Address) -> tuple[str, ...]:
 
 
 def order_call(
-    address: Address, topic: str, text: str, *, serial: int, ends: int, replaced: Iterable[str]
+    address: Address, field: str, text: str, *, serial: int, ends: int, replaced: Iterable[str]
 ) -> ScriptCall:
-    """Return the command that gives an order to all workers; see `order.lua`."""
+    """Return the command that gives an order to all workers; see `order.lua`.
+
+    Args:
+        address: The address of Redis.
+        field: Where the order is stored, in place of an earlier one.
+        text: The order.
+        serial: Its serial.
+        ends: When it may be removed, in microseconds since 1970.
+        replaced: Fields to remove.
+    """
     arguments = {
         "channel": address.channel,
-        "topic": topic,
+        "field": field,
         "order": text,
         "serial": str(serial),
         "ends": str(ends),

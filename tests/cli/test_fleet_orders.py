@@ -179,6 +179,37 @@ def test_signed_orders_are_obeyed_and_others_are_not(
         assert state(client) == "forced_open"
 
 
+@pytest.mark.parametrize("secret", [None, "another secret of theirs"])
+def test_an_order_that_no_worker_believes_displaces_no_other(
+    secret: str | None,
+    server: RedisServer,
+    command: Callable[[str], Ended],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Workers that start later obey the signed orders, until those are ended by signed ones."""
+    monkeypatch.setenv("IMAGE_GEN_CONTROL_SECRET", SECRET)
+    with worker(server, control_secret=SECRET):
+        for line in ("breaker open google --for 1h", "settings set IMAGE_GEN_IPM=7"):
+            assert command(line).code == 0
+        if secret is None:
+            monkeypatch.delenv("IMAGE_GEN_CONTROL_SECRET")
+        else:
+            monkeypatch.setenv("IMAGE_GEN_CONTROL_SECRET", secret)
+        for line in (
+            "breaker reset google", "breaker close google", "breaker open google",
+            "settings set IMAGE_GEN_IPM=9", "settings unset IMAGE_GEN_IPM",
+        ):  # fmt: skip
+            assert "1 not: the signature is not that" in command(line).complaint
+        monkeypatch.setenv("IMAGE_GEN_CONTROL_SECRET", SECRET)
+        with worker(server, control_secret=SECRET) as later:
+            orders = [each["order"] for each in later.snapshot()["control"]["orders"]]
+            assert orders == ["breaker open google", "IMAGE_GEN_IPM=7"]
+            assert command("breaker reset google").out.endswith(": 2 of 2 workers obey\n")
+        with worker(server, control_secret=SECRET) as later:
+            assert state(later) == "closed"
+        assert "2 orders are not shown" in command("status").complaint
+
+
 @pytest.mark.parametrize(
     ("line", "answer"),
     [

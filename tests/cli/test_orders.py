@@ -137,6 +137,31 @@ def test_with_a_secret_orders_are_signed(
     assert "1 order is not shown" in shown.complaint
 
 
+@pytest.mark.parametrize("other", [None, "another secret of theirs"])
+def test_an_order_with_another_signature_displaces_none(
+    other: str | None,
+    path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The signed order stays in the file, where processes find it that start later."""
+
+    def give(secret: str | None, action: str) -> list[str]:
+        if secret is None:
+            monkeypatch.delenv("IMAGE_GEN_CONTROL_SECRET", raising=False)
+        else:
+            monkeypatch.setenv("IMAGE_GEN_CONTROL_SECRET", secret)
+        assert cli(capsys, "breaker", action, "google", "--control-file", path).code == 0
+        signed = [each for each in read_orders(path).orders if each.is_signed(SECRET, "file")]
+        return [each.action for each in signed]
+
+    assert give(SECRET, "open") == ["open"]
+    assert give(other, "reset") == ["open"]
+    assert give(other, "open") == ["open"]
+    assert len(read_orders(path).orders) == 2
+    assert give(SECRET, "close") == ["close"]
+
+
 WRONG: dict[str, str] = {
     "breaker open google": "no process can be reached: set IMAGE_GEN_REDIS_URL or IMAGE_GEN_C",
     "breaker open google --for 3": "--for must be a time such as 20s, 30m or 2h",

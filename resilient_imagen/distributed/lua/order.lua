@@ -1,7 +1,7 @@
 -- An operator gives an order. Every worker hears of it; those that do not read it at a check-in.
 -- KEYS  orders (see orders.lua)
--- args  channel, topic, order (JSON), serial, ends (microseconds since 1970, the server's),
---       replaced (topics of orders that it replaces)
+-- args  channel, field, order (JSON), serial, ends (microseconds since 1970, the server's),
+--       replaced (fields of orders that it replaces)
 -- The answer is 1, or 0 if the serial is not higher than all others, or not of about now: the
 -- caller has read the orders, or the time, before they changed, and tries again.
 local ORDERS = KEYS[1]
@@ -23,10 +23,10 @@ for i = 1, #stored, 2 do
     redis.call('HDEL', ORDERS, stored[i])
   end
 end
-for _, topic in ipairs(args.replaced) do
-  redis.call('HDEL', ORDERS, topic)
+for _, field in ipairs(args.replaced) do
+  redis.call('HDEL', ORDERS, field)
 end
-redis.call('HSET', ORDERS, args.topic, args.ends .. ' ' .. args.order, 'serial', args.serial)
+redis.call('HSET', ORDERS, args.field, args.ends .. ' ' .. args.order, 'serial', args.serial)
 redis.call('PEXPIRE', ORDERS, whole(KEEP * 1000))
 redis.call('PUBLISH', args.channel, cjson.encode({orders = args.serial}))
 return 1

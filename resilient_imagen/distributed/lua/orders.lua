@@ -1,5 +1,6 @@
 -- A worker checks in: it reports how it obeys the operators' orders, and reads them if they changed.
--- KEYS  orders (hash: topic to "end order", the end in microseconds; "serial" to the highest serial)
+-- KEYS  orders (hash: any name to "end order", the end in microseconds; "serial" to the highest
+--       serial)
 --       obeyed (hash: worker to its report), heard (sorted set: worker by the time of its check-in)
 -- args  worker, report (JSON), known (serial up to which the worker knows the orders), leaving (bool)
 -- The answer has the time, the highest serial and, if that is not the known one, all orders.
