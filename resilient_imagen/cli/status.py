@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated
+import time
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.table import Table
@@ -16,12 +17,14 @@ from resilient_imagen.cli.terminal import Console, echo_json
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from resilient_imagen.control.fleet import SharedOrder, StoredOrders
+    from resilient_imagen.control.fleet import PastOrder, SharedOrder, StoredOrders
     from resilient_imagen.distributed import Address
     from resilient_imagen.distributed.fleet_status import FleetStatus, RouteStatus
 
 __all__ = ["status"]
 
+_PAST: Final = 100
+"""Past orders that are kept."""
 _COLOURS = {"closed": "green", "open": "red", "half_open": "yellow"}
 
 
@@ -30,6 +33,9 @@ def status(
         str | None,
         typer.Option(help="Where Redis is; IMAGE_GEN_REDIS_URL if not given.", show_default=False),
     ] = None,
+    history: Annotated[
+        bool, typer.Option("--history", help="Also the last 100 orders, given within a week.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Show every route as the fleet sees it, from Redis. Changes nothing."""
@@ -51,25 +57,47 @@ def status(
     }
     secret = settings.control_secret
     fleet = FleetOrders(address, None if secret is None else secret.get_secret_value())
-    stored = asyncio.run(fleet.read_all())
+    stored = asyncio.run(fleet.read_all(_PAST if history else 0))
     warn_of_distrusted(stored.distrusted)
     if as_json:
-        document = view.to_json()
-        document["orders"] = [each.to_json() for each in stored.orders]
-        for route in document["routes"]:
-            hold = stored.hold_on(route["name"])
-            route["ordered"] = None if hold is None else hold.order.action
-            if (step := steps.get(route["name"])) is not None:
-                route["step"] = step
+        document = _document(view, stored, steps)
+        if history:
+            document["history"] = [each.to_json() for each in stored.history]
         echo_json(document, indent=2)
         return
     console = Console()
     console.print(f"Redis at {view.redis}, keys {view.namespace}:*", soft_wrap=True)
     for each in stored.orders:
         console.print(_sentence(each), soft_wrap=True)
-    if not view.routes and not view.paces:
+    if view.routes or view.paces:
+        _show_routes(console, view, stored, steps)
+    else:
         console.print("No process has shared anything within the last hour.")
-        return
+    if history:
+        console.print(
+            "Orders of the last week, the latest first:"
+            if stored.history
+            else "No order was given within a week."
+        )
+    for past in stored.history:
+        console.print(_past_sentence(past), soft_wrap=True)
+
+
+def _document(view: FleetStatus, stored: StoredOrders, steps: Mapping[str, str]) -> dict[str, Any]:
+    """Return the status with orders and steps as plain JSON."""
+    document = view.to_json()
+    document["orders"] = [each.to_json() for each in stored.orders]
+    for route in document["routes"]:
+        hold = stored.hold_on(route["name"])
+        route["ordered"] = None if hold is None else hold.order.action
+        if (step := steps.get(route["name"])) is not None:
+            route["step"] = step
+    return document
+
+
+def _show_routes(
+    console: Console, view: FleetStatus, stored: StoredOrders, steps: Mapping[str, str]
+) -> None:
     console.print(_routes(view, stored, steps))
     for pace in view.paces:
         console.print(
@@ -105,6 +133,15 @@ def _sentence(shared: SharedOrder) -> str:
     left = span(shared.left_s)
     found = f"{order}, ordered by {order.by}{why}, {left} left: {shared.answer}"
     return f"{found} ({names})" if names else found
+
+
+def _past_sentence(past: PastOrder) -> str:
+    order = past.order
+    given = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(order.serial / 1e6))
+    lasts = f" for {span(order.ttl)}" if order.lasts else ""
+    why = f" ({order.why})" if order.why else ""
+    ignored = "" if past.is_trusted else "; ignored: not signed with IMAGE_GEN_CONTROL_SECRET"
+    return f"{given} {order.by}: {order}{lasts}{why}{ignored}"
 
 
 def _routes(view: FleetStatus, stored: StoredOrders, steps: Mapping[str, str]) -> Table:

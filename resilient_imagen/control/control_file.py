@@ -104,9 +104,8 @@ def write_order(
             raise ConfigurationError(f"{path}: {problems[0]}")
         now = time.time_ns() // 1000
         order = issue(known, now)
-        ours = (
-            trusted(known, secret, NAMESPACE) if secret else [o for o in known if not o.signature]
-        )
+        unsigned = [each for each in known if not each.signature]
+        ours = unsigned if secret is None else trusted(known, secret, NAMESPACE)
         replaced = [each for each in ours if order.replaces(each)]
         kept = [each for each in known if each.ends_at > now and each not in replaced]
         text = json.dumps({"orders": [each.to_dict() for each in (*kept, order)]}, indent=1)

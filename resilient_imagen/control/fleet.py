@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from resilient_imagen.distributed import Address
     from resilient_imagen.distributed.order_board import OrderBoard, WorkerReport
 
-__all__ = ["FleetOrders", "SharedOrder", "StoredOrders"]
+__all__ = ["FleetOrders", "PastOrder", "SharedOrder", "StoredOrders"]
 
 _WAITS: Final = 6.0
 """Seconds to wait for the workers: longer than a killed worker counts as there."""
@@ -101,6 +101,22 @@ class SharedOrder:
         return {**found, "signed": signed, "left_s": self.left_s, "workers": self.codes}
 
 
+class PastOrder(NamedTuple):
+    """An order that was given, whether processes obeyed it or not."""
+
+    order: Order
+    age_s: float
+    """Seconds since it was given."""
+    is_trusted: bool
+    """Whether processes with the secret believe it."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON, without its signature."""
+        found = self.order.to_dict()
+        del found["signature"]
+        return {**found, "age_s": self.age_s, "trusted": self.is_trusted}
+
+
 class StoredOrders(NamedTuple):
     """The orders in Redis at one moment."""
 
@@ -110,6 +126,8 @@ class StoredOrders(NamedTuple):
     """How many others are there whose signature is not that of the secret."""
     book: OrderBook
     """All orders that processes have accepted, also those that acted once."""
+    history: list[PastOrder]
+    """The last orders, the latest first."""
 
     def hold_on(self, route: str) -> SharedOrder | None:
         """Return the order that keeps a route open or closed in at least one process, if any.
@@ -142,14 +160,18 @@ class FleetOrders:
         """
         return (await self.read_all()).orders
 
-    async def read_all(self) -> StoredOrders:
+    async def read_all(self, history: int = 0) -> StoredOrders:
         """Return the orders in force, and the number of those with another signature.
+
+        Args:
+            history: How many of the last orders to return, too; 100 are kept, for a week.
 
         Raises:
             ConfigurationError: Redis cannot be read.
         """
         async with open_board(self.address, _CONNECTS) as board:
             found = await board.read()
+            past = await board.history(history) if history else []
         book = book_of(self._believed(found.texts), found.now)
         return StoredOrders(
             [
@@ -159,6 +181,10 @@ class FleetOrders:
             ],
             distrusted(_parsed(found.texts), self.secret, self.address.namespace, found.now),
             book,
+            [
+                PastOrder(order, max(0.0, (found.now - order.serial) / 1e6), self._trusts(order))
+                for order in _parsed(past)
+            ],
         )
 
     async def give(
@@ -232,6 +258,9 @@ class FleetOrders:
             if await board.put(call):
                 return order, self._believed(found.texts)
         raise ConfigurationError(f"Redis at {self.address.shown}: its orders change all the time")
+
+    def _trusts(self, order: Order) -> bool:
+        return bool(trusted([order], self.secret, self.address.namespace))
 
     def _field(self, order: Order) -> str:
         """Return where an order of this secret is stored; one of another secret is elsewhere."""

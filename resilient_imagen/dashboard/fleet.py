@@ -9,12 +9,14 @@ from resilient_imagen.dashboard.view import headline
 from resilient_imagen.distributed.fleet_status import read_status
 from resilient_imagen.errors import ConfigurationError
 from resilient_imagen.health import assess
+from resilient_imagen.telemetry import events
+from resilient_imagen.telemetry.summaries import summary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from resilient_imagen.control import Order
-    from resilient_imagen.control.fleet import FleetOrders, SharedOrder, StoredOrders
+    from resilient_imagen.control.fleet import FleetOrders, PastOrder, SharedOrder, StoredOrders
     from resilient_imagen.dashboard.view import RouteView, View
     from resilient_imagen.distributed.fleet_status import FleetStatus, RouteStatus, WorkerStatus
     from resilient_imagen.settings import RouteName
@@ -23,6 +25,10 @@ __all__ = ["FleetSource"]
 
 _SILENT: Final = 25.0
 """Seconds without a registration, which workers repeat every ten, after which a notice says so."""
+
+
+_PAST: Final = 20
+"""Past orders that the page shows."""
 
 
 class FleetSource:
@@ -45,7 +51,7 @@ class FleetSource:
             ConfigurationError: Redis cannot be read.
         """
         status, stored = await asyncio.gather(
-            read_status(self._fleet.address), self._fleet.read_all()
+            read_status(self._fleet.address), self._fleet.read_all(history=_PAST)
         )
         orders = stored.orders
         found = sorted(status.routes, key=self._place)
@@ -65,7 +71,7 @@ class FleetSource:
             "routes": routes,
             "minutes": None,
             "fallbacks": None,
-            "changes": None,
+            "changes": _changes(stored.history),
             "queues": [
                 {
                     "provider": pace.provider,
@@ -176,6 +182,21 @@ def _notices(status: FleetStatus, stored: StoredOrders) -> Iterable[str]:
     versions = {worker.version for worker in status.workers}
     if len(versions) > 1:
         yield f"Processes have different versions: {', '.join(sorted(versions))}."
+
+
+def _changes(history: Sequence[PastOrder]) -> list[dict[str, Any]]:
+    """Return a sentence for each past order, the latest first; equal ones are counted."""
+    found: dict[str, dict[str, Any]] = {}
+    for order, age_s, is_trusted in history:
+        lasts = float(order.ttl) if order.lasts else None
+        event = events.OrderApplied(order=str(order), by=order.by, why=order.why, lasts_s=lasts)
+        sentence = summary(event) + ("" if is_trusted else " (ignored: not signed)")
+        row = found.setdefault(
+            sentence, {"age_s": age_s, "sentence": sentence, "count": 0, "traces": []}
+        )
+        row["count"] += 1
+        row["first_age_s"] = age_s
+    return list(found.values())
 
 
 def _described(workers: Iterable[WorkerStatus]) -> list[str]:

@@ -89,6 +89,7 @@ class View(TypedDict):
     """The last hour, see ``Minute``; None if only the processes know it."""
     fallbacks: list[dict[str, Any]] | None
     changes: list[dict[str, Any]] | None
+    """Changes of circuits, orders and warnings; of a fleet, the last orders of operators."""
     queues: list[QueueView]
     hedging: HedgingSnapshot | None
     orders: list[OrderView]

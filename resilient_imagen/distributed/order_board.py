@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from resilient_imagen.distributed.connection import RedisConnectionFactory
 from resilient_imagen.distributed.coordinator import registry_keys
-from resilient_imagen.distributed.shared_orders import order_keys
+from resilient_imagen.distributed.shared_orders import history_key, order_keys
 from resilient_imagen.distributed.store import StoreUnavailableError
 from resilient_imagen.errors import ConfigurationError
 
@@ -84,6 +84,11 @@ class OrderBoard:
             for name, at in times
         ]
         return Board(now, texts, [each for each in found if each.silent_s <= longest])
+
+    async def history(self, count: int) -> list[str]:
+        """Return the last orders that were given within a week, the latest first; 100 at most."""
+        found = await self._redis.zrange(history_key(self._address), -count, -1)
+        return [_text(order) for order in reversed(found)]
 
     async def resources(self) -> list[str]:
         """Return the names of all shared routes and providers."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from resilient_imagen.distributed.coordinator import RedisCoordinator
     from resilient_imagen.distributed.redis_address import Address
 
-__all__ = ["SharedOrders", "order_call", "order_keys"]
+__all__ = ["SharedOrders", "history_key", "order_call", "order_keys"]
 
 _MESSAGE: Final = b'{"orders":'
 
@@ -28,6 +28,11 @@ _MESSAGE: Final = b'{"orders":'
 def order_keys(address: Address) -> tuple[str, ...]:
     """Return the keys of `orders.lua`: orders, reports of workers, and times of check-ins."""
     return tuple(address.key(kind, "fleet") for kind in ("orders", "obeyed", "heard"))
+
+
+def history_key(address: Address) -> str:
+    """Return the key of the last orders."""
+    return address.key("history", "fleet")
 
 
 def order_call(
@@ -51,7 +56,7 @@ def order_call(
         "ends": str(ends),
         "replaced": list(replaced),
     }
-    return ScriptCall(ORDER, order_keys(address)[:1], arguments)
+    return ScriptCall(ORDER, (order_keys(address)[0], history_key(address)), arguments)
 
 
 class SharedOrders:

@@ -160,6 +160,34 @@ def test_the_state_in_status_is_that_of_the_order_in_force(
     assert states()[1] == "closed"
 
 
+def test_status_shows_past_orders(
+    server: RedisServer, command: Callable[[str], Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who gave which order, when and why, also of orders that no worker believed."""
+    assert "No order was given within a week." in command("status --history").out
+    monkeypatch.setattr("resilient_imagen.cli.breaker.author", lambda: "ana")
+    with worker(server, control_secret=SECRET):
+        command("breaker open openai --why forged")
+        monkeypatch.setenv("IMAGE_GEN_CONTROL_SECRET", SECRET)
+        command("breaker open google --for 2h --why incident")
+        command("breaker reset google")
+    unsigned = "not signed with IMAGE_GEN_CONTROL_SECRET"
+    shown = command("status --history").out.partition("Orders of the last week, ")[2].splitlines()
+    assert shown[0] == "the latest first:"
+    assert [line[20:] for line in shown[1:]] == [
+        "ana: breaker reset google",
+        "ana: breaker open google for 2 h (incident)",
+        f"ana: breaker open openai for 30 min (forged); ignored: {unsigned}",
+    ]
+    assert time.strptime(shown[1][:19], "%Y-%m-%d %H:%M:%S")
+    history = json.loads(command("status --history --json").out)["history"]
+    assert [(each["why"], each["trusted"]) for each in history] == [
+        ("", True), ("incident", True), ("forged", False),
+    ]  # fmt: skip
+    assert all("signature" not in each and each["age_s"] < 60 for each in history)
+    assert "history" not in json.loads(command("status --json").out)
+
+
 def test_without_a_worker_the_command_fails(command: Callable[[str], Ended]) -> None:
     """The order is stored, and the message states that no worker obeys it yet."""
     done = command("breaker open google")

@@ -18,7 +18,7 @@ from resilient_imagen import ImageClient, Reason, Settings, client
 from resilient_imagen.control import Order
 from resilient_imagen.control.issue import issued
 from resilient_imagen.distributed import order_call
-from resilient_imagen.distributed.shared_orders import order_keys
+from resilient_imagen.distributed.shared_orders import history_key, order_keys
 from resilient_imagen.telemetry.events import OperatorWarning, OrderApplied, OrderEnded
 from resilient_imagen.testing import FakeProvider, RecordingSink
 
@@ -553,6 +553,24 @@ def test_a_clock_that_steps_back_does_not_extend_an_order() -> None:
         assert made.states == {"closed"}
 
     run(scene, 2)
+
+
+def test_the_last_orders_are_kept_for_a_week() -> None:
+    """At most 100 of them, also those that have ended or were replaced."""
+
+    async def scene(made: Fleet) -> None:
+        history = made.sea.store.zsets.setdefault(history_key(ADDRESS), {})
+        orders = [made.give("open", "google", 1, why=f"number {each}") for each in range(102)]
+        kept = sorted(history, key=lambda each: history[each])
+        assert [Order.parse(each) for each in kept] == orders[2:]
+        await asyncio.sleep(7 * 24 * 3600 - 10)
+        last = made.give("reset", "google")
+        assert len(history) == 100
+        await asyncio.sleep(20)
+        after = made.give("open", "google")
+        assert {Order.parse(each) for each in history} == {last, after}
+
+    run(scene, 0)
 
 
 def test_idle_workers_read_no_orders_again() -> None:

@@ -111,8 +111,19 @@ def test_an_order_about_a_route_as_the_page_names_it(server: RedisServer) -> Non
             assert await source.give(order) == "1 of 1 worker obeys"
             assert (await source.read())["routes"][0]["state"] == "forced_open"
             await source.give(new_order("open", "google", by="ana"))
+            await source.give(new_order("open", "google", by="ana"))
             await source.give(new_order("reset", "google:pro", by="ana"))
-            assert (await source.read())["routes"][0]["state"] == "closed"
+            view = await source.read()
+            assert view["routes"][0]["state"] == "closed"
+            assert view["changes"] is not None
+            assert [(each["sentence"], each["count"]) for each in view["changes"]] == [
+                ("ana ordered breaker reset google:pro", 1),
+                ("ana ordered breaker open google for 1800 s", 2),
+                ("ana ordered breaker open google:pro for 1800 s", 1),
+            ]
+            ages = [(each["age_s"], each["first_age_s"]) for each in view["changes"]]
+            assert ages[1][0] < ages[1][1]
+            assert ages == sorted(ages)
 
     run(main())
 

@@ -46,7 +46,7 @@ function show(view) {
   byId("hour").hidden = view.minutes === null;
   if (view.minutes !== null) showMinutes(view.minutes);
   showHappened("fallbacks", view.fallbacks, "No fallback in the last hour.");
-  showHappened("changes", view.changes, "Nothing has changed in the last hour.");
+  showHappened("changes", view.changes, "No change is known.");
   listSentences(byId("queues"), view.queues.map(queueSentence), "No queue is known.");
   byId("hedging-part").hidden = view.hedging === null;
   if (view.hedging !== null) setText(byId("hedging"), hedgingSentence(view.hedging));

@@ -1,12 +1,14 @@
 -- An operator gives an order. Every worker hears of it; those that do not read it at a check-in.
--- KEYS  orders (see orders.lua)
+-- KEYS  orders (see orders.lua), history (sorted set: the last orders by their serials)
 -- args  channel, field, order (JSON), serial, ends (microseconds since 1970, the server's),
 --       replaced (fields of orders that it replaces)
 -- The answer is 1, or 0 if the serial is not higher than all others, or not of about now: the
 -- caller has read the orders, or the time, before they changed, and tries again.
-local ORDERS = KEYS[1]
+local ORDERS, HISTORY = KEYS[1], KEYS[2]
 local KEEP = 25 * 3600  -- seconds; an order lasts 24 hours at most
 local MINUTE = 60 * 1000000
+local WEEK = 7 * 24 * 3600 * 1000000
+local MOST = 100  -- orders in the history
 
 local highest = number_of(redis.call('HGET', ORDERS, 'serial') or '0', 0)
 if highest > now + MINUTE then
@@ -28,5 +30,12 @@ for _, field in ipairs(args.replaced) do
 end
 redis.call('HSET', ORDERS, args.field, args.ends .. ' ' .. args.order, 'serial', args.serial)
 redis.call('PEXPIRE', ORDERS, whole(KEEP * 1000))
+redis.call('ZADD', HISTORY, args.serial, args.order)
+redis.call('ZREMRANGEBYSCORE', HISTORY, '-inf', whole(now - WEEK))
+local surplus = redis.call('ZCARD', HISTORY) - MOST
+if surplus > 0 then
+  redis.call('ZREM', HISTORY, unpack(redis.call('ZRANGE', HISTORY, 0, surplus - 1)))
+end
+redis.call('PEXPIRE', HISTORY, whole(WEEK / 1000))
 redis.call('PUBLISH', args.channel, cjson.encode({orders = args.serial}))
 return 1
