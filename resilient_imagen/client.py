@@ -415,7 +415,9 @@ class ImageClient:
         from resilient_imagen.control.control_file import NAMESPACE, ControlFile
 
         deliver = partial(self._control.receive, namespace=NAMESPACE)
-        return ControlFile(Path(self.settings.control_file), deliver, self._warn)
+        return ControlFile(
+            Path(self.settings.control_file), deliver, self._control.report, self._warn
+        )
 
     def _warn(self, code: str, message: str) -> None:
         self._dispatcher.emit(OperatorWarning(code=code, message=message))

@@ -8,11 +8,11 @@ import os
 import socket
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple, Protocol
 
 import typer
 
-from resilient_imagen.cli.command_errors import FAILED, CommandError, warn
+from resilient_imagen.cli.command_errors import FAILED, CommandError, system_words, warn
 from resilient_imagen.cli.terminal import echo
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from resilient_imagen import Settings
     from resilient_imagen.control import Order
     from resilient_imagen.control.fleet import FleetOrders
+    from resilient_imagen.distributed.order_board import WorkerReport
 
 __all__ = [
     "FOR",
@@ -36,6 +37,9 @@ __all__ = [
     "warn_of_distrusted",
 ]
 
+_WAITS: Final = 6.0
+"""Seconds to wait for processes that look at a control file once a second."""
+_PAUSE: Final = 0.05
 FOR = "How long it holds, such as 20s, 30m or 2h; at most 24h."
 WHY = "The reason, for the log and for other operators."
 FleetUrl = Annotated[
@@ -139,6 +143,7 @@ class _File(NamedTuple):
 
     def put(self, draft: Order) -> Given:
         from resilient_imagen.control.control_file import NAMESPACE, write_order
+        from resilient_imagen.control.fleet import SharedOrder
         from resilient_imagen.control.issue import issued
 
         def issue(known: Iterable[Order], now: int) -> Order:
@@ -146,8 +151,31 @@ class _File(NamedTuple):
             return order if self.secret is None else order.signed(self.secret, NAMESPACE)
 
         order = write_order(self.path, issue, self.secret)
-        answer = "processes that read it obey within a second, or warn why they do not"
-        return Given(order, f"written to {self.path}; {answer}", is_obeyed=True)
+        written = f"written to {self.path}"
+        try:
+            given = SharedOrder(order, order.ttl, self._answers(order.serial))
+        except KeyboardInterrupt:
+            warn(f"{order}: {written}, but it is not known which workers obey")
+            raise
+        except OSError as error:
+            cause = f"its answers cannot be read: {system_words(error)}"
+            return Given(order, f"{written}, but {cause}", is_obeyed=False)
+        if not given.reports:
+            # It may be started later, or not be permitted to write beside the file.
+            answer = f"{written}; no process has answered: one that reads it obeys within a second"
+            return Given(order, answer, is_obeyed=True)
+        return Given(order, f"{written}; {given.answer}", given.is_obeyed)
+
+    def _answers(self, serial: int) -> list[WorkerReport]:
+        """Return the answers of the processes, once each has read the order."""
+        from resilient_imagen.control.file_answers import read_answers
+
+        give_up = time.monotonic() + _WAITS
+        while True:
+            found = read_answers(self.path)
+            if all(each.known >= serial for each in found) or time.monotonic() > give_up:
+                return found
+            time.sleep(_PAUSE)
 
 
 def open_place(redis_url: str | None, control_file: Path | None) -> tuple[OrderPlace, Settings]:

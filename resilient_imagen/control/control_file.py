@@ -1,7 +1,8 @@
 """Control file: orders for the processes of one machine, in a JSON file that they re-read.
 
 A thread looks at the file once a second, so that a slow disk delays no call. The file contains
-``{"orders": [...]}``, each as in ``Order.to_json``; ends are reckoned by the system's clock.
+``{"orders": [...]}``, each as in ``Order.to_json``; ends are reckoned by the system's clock. The
+answers of the processes are in a folder beside it (see ``file_answers``).
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from resilient_imagen.control.file_answers import AnswerFile, answer_folder
 from resilient_imagen.control.issue import trusted
 from resilient_imagen.control.order import Order
 from resilient_imagen.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
 __all__ = ["NAMESPACE", "ControlFile", "FileContent", "read_orders", "write_order"]
 
@@ -137,20 +139,26 @@ def _replace(path: Path, text: str) -> None:
 class ControlFile:
     """Reads a control file again after each change, in a thread, and delivers its orders.
 
+    The thread also writes the answers beside the file, for the command that gives orders.
+
     Args:
         path: The file.
         deliver: Called on the running event loop with orders, and the seconds until each ends.
-        warn: Called there with a code and a message about what cannot be read.
+        report: Called there afterwards; returns the known serials, each with `ok` or the code of a
+            refusal.
+        warn: Called there with a code and a message about what cannot be read or written.
     """
 
     def __init__(
         self,
         path: Path,
         deliver: Callable[[list[tuple[Order, float]]], None],
+        report: Callable[[], Mapping[int, str]],
         warn: Callable[[str, str], None],
     ) -> None:
         self._path = path
         self._deliver = deliver
+        self._report = report
         self._warn = warn
         self._loop: asyncio.AbstractEventLoop | None = None
         self._process = 0
@@ -158,6 +166,11 @@ class ControlFile:
         self._seen: object = None
         """Identifies the content that was delivered to the current loop."""
         self._problems: set[str] = set()
+        self._answer: tuple[int, Mapping[int, str]] = (0, {})
+        """The highest serial that was delivered, and the report that followed."""
+        self._unwritten: str | None = None
+        """Why the answers cannot be written; it is reported once, when there are orders."""
+        self._reported = False
 
     def start(self) -> None:
         """Deliver to the running loop from now on; quick, because every call does it."""
@@ -169,7 +182,7 @@ class ControlFile:
             self._process, self._stop = os.getpid(), threading.Event()
             threading.Thread(
                 target=_watch,
-                args=(weakref.ref(self), self._stop),
+                args=(weakref.ref(self), self._stop, AnswerFile(self._path)),
                 name="resilient_imagen control file",
                 daemon=True,
             ).start()
@@ -208,11 +221,28 @@ class ControlFile:
                 self._warn("control_file", f"IMAGE_GEN_CONTROL_FILE: {problem}")
         self._problems = set(problems)
         self._deliver(orders)
+        self._answer = max((order.serial for order, _ in orders), default=0), self._report()
+        if orders and self._unwritten is not None and not self._reported:
+            self._reported = True
+            self._warn("control_file", self._unwritten)
+
+    def write_answer(self, file: AnswerFile) -> None:
+        """Write the answers, if that is possible."""
+        try:
+            file.write(*self._answer)
+            self._unwritten = None
+        except (OSError, ImportError) as error:  # a folder that is read-only; no locks
+            self._unwritten = (
+                f"IMAGE_GEN_CONTROL_FILE: answers cannot be written to {answer_folder(self._path)} "
+                f"({type(error).__name__}), so that commands cannot count this process"
+            )
 
 
-def _watch(file: weakref.ref[ControlFile], stop: threading.Event) -> None:
+def _watch(file: weakref.ref[ControlFile], stop: threading.Event, answers: AnswerFile) -> None:
     """Look at the file until the client is closed or no longer used."""
     while (watched := file()) is not None and not stop.is_set():
+        watched.write_answer(answers)
         watched.look()
         del watched
         stop.wait(PERIOD)
+    answers.close()

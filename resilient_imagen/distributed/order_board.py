@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from resilient_imagen.distributed.redis_address import Address
     from resilient_imagen.distributed.scripts import ScriptCall
 
-__all__ = ["Board", "OrderBoard", "WorkerReport", "open_board"]
+__all__ = ["Board", "OrderBoard", "WorkerReport", "open_board", "parse_report"]
 
 _MICRO: Final = 1_000_000
 _SILENT: Final = 4.0
@@ -80,7 +80,7 @@ class OrderBoard:
         times = await self._redis.zrangebyscore(heard, "-inf", "+inf", withscores=True)
         longest = _SILENT * max(1.0, len(times) / _WORKERS_PER_SECOND)
         found = [
-            _report(_text(name), reports.get(name, b""), max(0.0, (now - at) / _MICRO))
+            parse_report(_text(name), reports.get(name, b""), max(0.0, (now - at) / _MICRO))
             for name, at in times
         ]
         return Board(now, texts, [each for each in found if each.silent_s <= longest])
@@ -120,7 +120,8 @@ async def open_board(address: Address, seconds: float = _TIMEOUT) -> AsyncIterat
         raise ConfigurationError(f"Redis at {address.shown}: {error}") from None
 
 
-def _report(worker: str, text: bytes, silent_s: float) -> WorkerReport:
+def parse_report(worker: str, text: bytes, silent_s: float) -> WorkerReport:
+    """Return the report in a stored text; without orders if the text is damaged."""
     try:
         found = json.loads(text)
         orders = {int(serial): str(code) for serial, code in found["orders"].items()}

@@ -213,7 +213,7 @@ def test_the_commands_about_shared_state(shell: Shell, tmp_path: Path) -> None:
 def test_commands_that_write_a_control_file(shell: Shell) -> None:
     """The order is written and shown."""
     write, show = [line for line in to_run(CONTROL) if "--control-file" in line]
-    assert "obey within a second" in shell(write)
+    assert "one that reads it obeys within a second" in shell(write)
     assert "breaker open google, ordered by" in shell(show)
 
 

@@ -1,0 +1,135 @@
+"""File answers: each process that reads a control file states which of its orders it obeys.
+
+A client has a file of its own in a folder beside the control file. It keeps that file locked as
+long as it runs, so that a command can count the processes that are there, and remove the files of
+those that were killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+from typing import IO, TYPE_CHECKING, Final
+from uuid import uuid4
+from weakref import WeakSet
+
+from resilient_imagen.distributed.order_board import WorkerReport, parse_report
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = ["AnswerFile", "answer_folder", "read_answers"]
+
+_LARGEST: Final = 100_000
+"""Bytes of an answer."""
+
+
+def answer_folder(control_file: Path) -> Path:
+    """Return the folder of the answers: beside the file, or beside the target of a link."""
+    path = control_file.resolve()
+    return path.with_name(f"{path.name}.answers")
+
+
+class AnswerFile:
+    """The answers of one client. Methods are called in one thread.
+
+    Args:
+        control_file: The control file.
+    """
+
+    def __init__(self, control_file: Path) -> None:
+        host = re.sub(r"[^\w.-]", "-", socket.gethostname(), flags=re.ASCII)[:60]
+        self._path = answer_folder(control_file) / f"{host}-{os.getpid()}-{uuid4().hex[:6]}"
+        self._file: IO[bytes] | None = None
+        self._written = b""
+        _held.add(self)
+
+    def write(self, known: int, orders: Mapping[int, str]) -> None:
+        """State the answers. Does nothing if they are as before.
+
+        Args:
+            known: The highest serial that was read.
+            orders: By serial: ``ok``, or the code of the refusal.
+
+        Raises:
+            OSError: The file cannot be written or locked.
+        """
+        if self._file is None or not os.fstat(self._file.fileno()).st_nlink:  # it was removed
+            self._open()
+        answer = {"known": known, "orders": {str(key): code for key, code in orders.items()}}
+        text = json.dumps(answer).encode()
+        if self._file is not None and text != self._written:
+            self._file.seek(0)
+            self._file.write(text)
+            self._file.truncate()
+            self._written = text
+
+    def _open(self) -> None:
+        import fcntl
+
+        self.leave()
+        self._path.parent.mkdir(exist_ok=True)
+        file = self._path.open("wb", buffering=0)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            file.close()
+            raise
+        self._file, self._written = file, b""
+
+    def leave(self) -> None:
+        """Close the file without removing it."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def close(self) -> None:
+        """Remove the file."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # it was removed, or the folder cannot be changed
+                self._path.unlink()
+        self.leave()
+
+
+_held: Final[WeakSet[AnswerFile]] = WeakSet()
+
+
+def _leave_to_parent() -> None:
+    """Close the files in a forked process, which would keep them locked after its parent's end."""
+    for each in list(_held):
+        each.leave()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+def read_answers(control_file: Path) -> list[WorkerReport]:
+    """Return the answers of the processes that run, and remove those of others.
+
+    Raises:
+        OSError: The folder cannot be read.
+    """
+    import fcntl
+
+    found = []
+    try:
+        paths = sorted(answer_folder(control_file).iterdir())
+    except (FileNotFoundError, NotADirectoryError):  # no process could write there
+        return []
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    found.append(parse_report(path.name, file.read(_LARGEST), 0.0))
+                else:
+                    path.unlink()
+        except OSError:
+            continue  # it has just been removed, or is another user's
+    return found
