@@ -14,10 +14,13 @@ from itertools import count
 from random import Random
 from typing import Any, Final
 
+from resilient_imagen.cost import usual_image_cost
+
 __all__ = ["COSTS", "KINDS", "ROUTES", "Regime", "World", "worlds"]
 
 ROUTES: Final = ("google:gemini-3-pro-image", "openai:gpt-image-2.5-flare")
-COSTS: Final = (0.134, 0.17)
+COSTS: Final = tuple(usual_image_cost(route.partition(":")[2], "2K") or 0.0 for route in ROUTES)
+"""Dollars of an image on each route, by the library's model table."""
 _MINUTE: Final = 60.0
 
 

@@ -15,6 +15,7 @@ from math import inf, nan
 from statistics import fmean
 from typing import Any
 
+from resilient_imagen.effective_settings import settings_from
 from resilient_imagen.reasons import Reason
 from resilient_imagen.tuning.outcome_model import (
     DeterministicRng,
@@ -42,8 +43,8 @@ NO_LIMIT = 600.0
 # Latencies of 2026 for 1K images: gemini-3-pro-image 16 to 23 s, tail 60; GPT Image at medium
 # quality 23 s on average (one measurement; the distribution here is wider).
 SERVICES = {
-    "google": Service(latency=LatencyDistribution(19.0, 35.0), cost_usd=0.134),
-    "openai": Service(latency=LatencyDistribution(21.0, 32.0), cost_usd=0.05),
+    "google": Service(latency=LatencyDistribution(19.0, 35.0)),
+    "openai": Service(latency=LatencyDistribution(21.0, 32.0)),
 }
 MINUTE, HOUR = 60.0, 3600.0
 OVERLOAD = Outage(start=30 * MINUTE, duration=30 * MINUTE, latency=1.0)
@@ -82,7 +83,7 @@ class Case:
     def outcomes(self) -> ScenarioOutcomes:
         """The outcome model."""
         kind = MixedErrors if self.mixed_errors else ScenarioOutcomes
-        return kind(self.scenario, ["google", "openai"])
+        return kind(self.scenario, settings_from({}))
 
 
 class MixedErrors(ScenarioOutcomes):

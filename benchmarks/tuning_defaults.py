@@ -11,8 +11,8 @@ public reports until November 2026. No vendor publishes figures, and none of the
 - Responses five times as slow, as Flash's on 14 May; once a day, none at all.
 - 429 with a hint, when a minute's quota is used up.
 - 16 to 23 seconds an image, 60 to 100 under load (openclaw#70423, apiyi's log of 66 calls); one
-  request in a hundred fails independently. Of gpt-image-2.5-flare no figures are known: 23 seconds
-  and 0.15 dollars lie between its neighbours'. Google's price is its own.
+  request in a hundred fails independently. Of gpt-image-2.5-flare no latency is known: 23 seconds
+  lie between its neighbours'. Prices are those of the model table.
 
 It is recorded with the breaker in shadow mode, so that most outcomes are known. The recommended
 settings are then simulated in four other scenarios of the same kind. Six calls a minute.
@@ -24,8 +24,8 @@ import sys
 from statistics import fmean
 from typing import Any
 
+from resilient_imagen.effective_settings import settings_from
 from resilient_imagen.reasons import Reason
-from resilient_imagen.settings import Settings
 from resilient_imagen.tuning import (
     LatencyDistribution,
     Objective,
@@ -41,9 +41,8 @@ from resilient_imagen.tuning import (
 )
 from resilient_imagen.tuning.recommendation import score
 from resilient_imagen.tuning.recording import Row, gather
-from resilient_imagen.tuning.report_text import advice_line, cells, columns, shown
+from resilient_imagen.tuning.report_text import advice_line, cells, columns, metric_rows, shown
 from resilient_imagen.tuning.simulation import play
-from resilient_imagen.tuning.sweep import defaults
 
 HOUR, MINUTE = 3600.0, 60.0
 HELD_OUT = (11, 12, 13, 14)
@@ -73,11 +72,11 @@ REPORTED = Scenario(
     traffic=Traffic(per_minute=6, duration=48 * HOUR, swing=0.3),
     services={
         "google": Service(latency=LatencyDistribution(19.0, 45.0), blips=0.01),
-        "openai": Service(latency=LatencyDistribution(23.0, 40.0), cost_usd=0.15),
+        "openai": Service(latency=LatencyDistribution(23.0, 40.0)),
     },
     troubles=(*day(0.0), *day(24.6)),
 )
-USUAL = defaults().applied(Settings())
+USUAL = settings_from({})
 
 
 def main() -> None:
@@ -85,14 +84,30 @@ def main() -> None:
     rows: list[Row] = []
     shadow = USUAL.model_copy(update={"breaker_mode": "shadow"})
     play(REPORTED, shadow, seed=1, sinks=[Recorder(rows.append)])
-    found = sweep(gather(rows), shadow, count=count)
-    print(f"{'':10}" + "".join(f"{name:>16}" for name in columns(USUAL.routes)))
+    found = sweep(gather(rows), shadow, count=count, progress=note)
+    advised = {str(each): advice.metrics for each, advice in found.advice.items()}
+    measures = {
+        "recorded": found.recorded,
+        "replayed": found.replayed,
+        "defaults": found.present,
+        **advised,
+    }
+    print(f"\n{'':20}" + "".join(f"{name:>28}" for name in measures))
+    for title, *values in metric_rows(measures):
+        print(f"{title:20}" + "".join(f"{value:>28}" for value in values))
+    print(f"\n{'first replay':12}" + "".join(f"{name:>16}" for name in columns(USUAL.routes)))
     for name, trial in shown(found).items():
-        print(f"{name:10}" + "".join(f"{cell:>16}" for cell in cells(trial.whole)))
+        print(f"{name:12}" + "".join(f"{cell:>16}" for cell in cells(trial.whole)))
     for objective, advice in found.advice.items():
         print(f"\n{objective}: {advice_line(advice)}")
         print("\n".join(advice.trial.knobs.env_lines(found.today.knobs)))
         print(f"  in {len(HELD_OUT)} other scenarios: {gain(advice.trial.knobs, objective)}")
+
+
+def note(done: int, total: int) -> None:
+    """Print how many replays are completed."""
+    if done % 20 == 0:
+        print(f"{done} of {total} replays", file=sys.stderr)
 
 
 def gain(knobs: TunableSettings, objective: Objective) -> str:

@@ -35,7 +35,7 @@ A_DAY = Scenario(
     traffic=Traffic(per_minute=10, duration=24 * HOUR, spacing="even"),
     services={
         "google": Service(latency=LatencyDistribution(19.0, 35.0), blips=0.01),
-        "openai": Service(latency=LatencyDistribution(21.0, 32.0), cost_usd=0.05),
+        "openai": Service(latency=LatencyDistribution(21.0, 32.0)),
     },
     troubles=(
         Outage(start=3 * HOUR, duration=2700),

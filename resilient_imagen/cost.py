@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PROCESS_COSTS",
+    "USUAL_TOKENS",
     "CostLedger",
     "TokenUsage",
     "cost_usd",
     "image_price",
     "priced_usage",
     "sum_known",
+    "usual_image_cost",
 ]
 
 _MAX_MODELS: Final = 256
@@ -89,6 +91,20 @@ def cost_usd(
         + usage.output_tokens * (prices.image_out or 0.0)
     )
     return round(millionths / 1_000_000, 6)
+
+
+USUAL_TOKENS: Final = TokenUsage(input_tokens=0, output_tokens=6000)
+"""The tokens of a portrait image of high quality, where no image was seen."""
+
+
+def usual_image_cost(model: str, resolution: str) -> float | None:
+    """Return the cost of one image in US dollars by the model table; None if it has no price.
+
+    Args:
+        model: The requested model. If it charges by token, the image has `USUAL_TOKENS`.
+        resolution: The requested resolution.
+    """
+    return cost_usd(model, USUAL_TOKENS, resolution)
 
 
 def priced_usage(

@@ -23,6 +23,7 @@ from resilient_imagen.pipeline.state import CallState
 from resilient_imagen.pipeline.step import group_by_step
 from resilient_imagen.telemetry.dispatcher import SinkDispatcher
 from resilient_imagen.telemetry.events import BreakerChanged, SettingsReported
+from resilient_imagen.tuning.prices import model_of
 from resilient_imagen.tuning.simulation_run import (
     Change,
     SimulatedImageRequest,
@@ -160,7 +161,7 @@ class _Simulation:
             routes.append(
                 Route(
                     providers[name.provider],
-                    name.model,
+                    model_of(name, settings),
                     breaker,
                     limiters[name.provider],
                     settings.timeout_for(name.provider),

@@ -28,10 +28,10 @@ from statistics import median
 from typing import TYPE_CHECKING, Final
 from weakref import WeakKeyDictionary
 
-from resilient_imagen.cost import TokenUsage, cost_usd
 from resilient_imagen.pipeline.hedge import KEPT_FOR
 from resilient_imagen.reasons import Reason
 from resilient_imagen.tuning.outcome_model import NEVER, Incident, SimulatedOutcome
+from resilient_imagen.tuning.prices import image_cost
 from resilient_imagen.tuning.recording import IMAGE, REASONS, RouteLog
 from resilient_imagen.tuning.regimes import HEALTHY, RegimePath, RegimePaths
 
@@ -46,9 +46,6 @@ __all__ = ["ASSUMED_LATENCY", "RecordedOutcomes"]
 
 ASSUMED_LATENCY: Final = 30.0
 """Latency in seconds of a route without recorded requests."""
-
-_ASSUMED_TOKENS: Final = 6000
-"""Output tokens of an image without a recorded cost: a portrait image of high quality."""
 
 _SAME: Final = 30.0
 """Maximum seconds between a request and the recorded one whose outcome it has."""
@@ -83,13 +80,14 @@ class RecordedOutcomes:
     def __init__(self, recording: Recording, settings: Settings, *, draw: int = 0) -> None:
         self._routes = [
             _Route(
-                recording.routes.get(route.key, RouteLog()),
-                route.key,
+                log,
+                image_cost(route, settings, log),
                 _patience(settings, route.provider),
                 recording.duration,
                 draw,
             )
             for route in settings.accounts
+            for log in [recording.routes.get(route.key, RouteLog())]
         ]
 
     def outcome_for(self, ask: SimulatedRequest) -> SimulatedOutcome:
@@ -103,12 +101,12 @@ class RecordedOutcomes:
 
 class _Route:
     def __init__(
-        self, log: RouteLog, name: str, patience: float, duration: float, draw: int
+        self, log: RouteLog, image_cost: float, patience: float, duration: float, draw: int
     ) -> None:
         self._at = log.at
         self._log = log
         self._patience = patience
-        self._image_cost = _image_cost(log, name.partition(":")[2])
+        self._image_cost = image_cost
         if log.at:
             evidence = _Evidence.of(log, duration)
             self._same = evidence.same
@@ -334,12 +332,3 @@ class _Evidence:
 def _says_nothing(log: RouteLog, index: int) -> bool:
     """Return whether a request ended before it was known whether it would fail."""
     return bool(log.given_up[index]) and not log.failed(index)
-
-
-def _image_cost(log: RouteLog, model: str) -> float:
-    """Return the cost of one image: as recorded, else by the model table, else 0."""
-    known = [cost for cost in log.cost if not math.isnan(cost)]
-    if known:
-        return median(known)
-    usage = TokenUsage(input_tokens=0, output_tokens=_ASSUMED_TOKENS)
-    return cost_usd(model, usage, "2K") or 0.0

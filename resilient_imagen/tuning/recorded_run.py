@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from statistics import median
 from typing import TYPE_CHECKING, Final
 
 from resilient_imagen.reasons import Reason
+from resilient_imagen.settings import RouteName
+from resilient_imagen.tuning.prices import image_cost
 from resilient_imagen.tuning.recording import IMAGE, LEFT, REASONS
 from resilient_imagen.tuning.simulation_run import SimulatedAttempt, SimulationResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from resilient_imagen.settings import Settings
     from resilient_imagen.tuning.recording import Recording, RouteLog
 
 __all__ = ["calls_that_stayed", "recorded_run"]
@@ -23,16 +25,17 @@ _UNKNOWN: Final = -1
 """In place of the number of a call."""
 
 
-def recorded_run(recording: Recording, routes: Sequence[str]) -> SimulationResult:
+def recorded_run(recording: Recording, settings: Settings) -> SimulationResult:
     """Return what happened as a run.
 
     The changes of breakers and the calls that requests belong to are not known.
 
     Args:
         recording: The recording.
-        routes: The configured routes, in order; other recorded routes follow them.
+        settings: The settings with the routes; other recorded routes follow them.
     """
-    order = list(dict.fromkeys([*routes, *recording.routes]))
+    configured = (route.key for route in settings.accounts)
+    order = list(dict.fromkeys([*configured, *recording.routes]))
     result = SimulationResult(tuple(order))
     place = [order.index(name) for name in recording.routes]
     for index in calls_that_stayed(recording):
@@ -41,7 +44,8 @@ def recorded_run(recording: Recording, routes: Sequence[str]) -> SimulationResul
         result.seconds.append(recording.took[index])
         result.served.append(place[served] if served >= 0 else -1)
     for name, log in recording.routes.items():
-        result.sent.extend(_attempts(log, order.index(name)))
+        usual = image_cost(RouteName(name), settings, log)
+        result.sent.extend(_attempts(log, order.index(name), usual))
     return result
 
 
@@ -50,9 +54,7 @@ def calls_that_stayed(recording: Recording) -> Sequence[int]:
     return [index for index, served in enumerate(recording.served) if served != LEFT]
 
 
-def _attempts(log: RouteLog, route: int) -> Iterator[SimulatedAttempt]:
-    known = [cost for cost in log.cost if not math.isnan(cost)]
-    usual = median(known) if known else 0.0
+def _attempts(log: RouteLog, route: int, usual: float) -> Iterator[SimulatedAttempt]:
     for index in range(len(log)):
         number, cost = log.reason[index], log.cost[index]
         reason = None if number == IMAGE else REASONS[number]

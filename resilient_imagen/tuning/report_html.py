@@ -311,9 +311,8 @@ def _over_time(
     settings: Settings,
     chosen: Mapping[str, Recommendation],
 ) -> Iterator[str]:
-    routes = [route.key for route in settings.accounts]
-    log = recording.routes.get(routes[0])
-    happened = recorded_run(recording, routes)
+    log = recording.routes.get(settings.accounts[0].key)
+    happened = recorded_run(recording, settings)
     shown: dict[str, TunableSettings] = {
         f"With the {name} settings" if name == "recommended" else f"With the settings for {name}":
         advice.trial.knobs

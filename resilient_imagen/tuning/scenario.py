@@ -23,10 +23,12 @@ from resilient_imagen.tuning.outcome_model import (
     Incident,
     SimulatedOutcome,
 )
+from resilient_imagen.tuning.prices import image_cost
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from resilient_imagen.settings import Settings
     from resilient_imagen.tuning.outcome_model import SimulatedRequest
 
 __all__ = [
@@ -105,15 +107,12 @@ class Service:
     """
 
     latency: LatencyDistribution = LatencyDistribution(20.0, 45.0)
-    cost_usd: float = 0.134
-    """Dollars per image."""
     blips: float = 0.0
     """Share of requests that fail independently, outside outages: 0 to 1."""
     blip_reason: Reason = Reason.SERVER_ERROR
 
     def __post_init__(self) -> None:
         """Check every field."""
-        _check_amount("cost_usd", self.cost_usd)
         _check_share("blips", self.blips)
         _check_reason("blip_reason", self.blip_reason)
 
@@ -215,7 +214,7 @@ class Traffic:
 def _two_services() -> Mapping[str, Service]:
     return {
         "google": Service(),
-        "openai": Service(latency=LatencyDistribution(35.0, 70.0), cost_usd=0.17),
+        "openai": Service(latency=LatencyDistribution(35.0, 70.0)),
     }
 
 
@@ -245,42 +244,43 @@ class ScenarioOutcomes:
 
     Args:
         scenario: The scenario.
-        providers: The provider of each route, in the order of the routes.
+        settings: The settings with the routes.
 
     Raises:
-        ValueError: The scenario has no service for one of the providers.
+        ValueError: The scenario has no service for one of the routes.
     """
 
-    def __init__(self, scenario: Scenario, providers: Sequence[str]) -> None:
+    def __init__(self, scenario: Scenario, settings: Settings) -> None:
+        providers = [route.provider for route in settings.accounts]
         missing = [name for name in providers if name not in scenario.services]
         if missing:
             raise ValueError(f"the scenario has no service for {', '.join(missing)}")
         self._services = [scenario.services[name] for name in providers]
+        self._costs = [image_cost(route, settings) for route in settings.accounts]
         self._troubles = [_ByTime(scenario.troubles, name) for name in providers]
 
     def outcome_for(self, ask: SimulatedRequest) -> SimulatedOutcome:
         """Return the outcome of a request by the service and its outages."""
-        service, coin = self._services[ask.route], ask.coin
+        service, cost, coin = self._services[ask.route], self._costs[ask.route], ask.coin
         slower = 1.0
         for salt, trouble in enumerate(self._troubles[ask.route].at(ask.at)):
             strength = trouble.strength(ask.at)
             if coin.unit(_FAILS + 16 * salt) < trouble.share * strength:
-                return _failed(trouble, service)
+                return _failed(trouble, cost)
             slower *= 1.0 + (trouble.slower - 1.0) * strength
         if service.blips and coin.unit(_BLIPS) < service.blips:
             return SimulatedOutcome(service.blip_reason, 1.0)
-        return SimulatedOutcome(
-            None, slower * service.latency.at(coin.unit(_LATENCY)), None, service.cost_usd
-        )
+        latency = slower * service.latency.at(coin.unit(_LATENCY))
+        return SimulatedOutcome(None, latency, None, cost)
 
     def incidents(self) -> Sequence[Incident]:
         """Return the outages of the first route."""
         return self._troubles[0].spans
 
 
-def _failed(trouble: Outage, service: Service) -> SimulatedOutcome:
+def _failed(trouble: Outage, cost: float) -> SimulatedOutcome:
     if trouble.reason is Reason.TIMEOUT:
-        return SimulatedOutcome(Reason.TIMEOUT, NEVER, None, service.cost_usd)
+        return SimulatedOutcome(Reason.TIMEOUT, NEVER, None, cost)
     return SimulatedOutcome(trouble.reason, trouble.latency, trouble.retry_after)
 
 

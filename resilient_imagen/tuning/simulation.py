@@ -53,7 +53,7 @@ def simulate(
         ConfigurationError: The environment contains a setting that is not allowed.
     """
     settings = Settings() if settings is None else settings
-    truth = ScenarioOutcomes(scenario, [route.provider for route in settings.accounts])
+    truth = ScenarioOutcomes(scenario, settings)
     return measure(play(scenario, settings, seed=seed, sinks=sinks), truth.incidents())
 
 
@@ -61,5 +61,5 @@ def play(
     scenario: Scenario, settings: Settings, *, seed: int = 0, sinks: Sequence[EventSink] = ()
 ) -> SimulationResult:
     """Run a scenario like `simulate`; return the result of every call and request."""
-    truth = ScenarioOutcomes(scenario, [route.provider for route in settings.accounts])
+    truth = ScenarioOutcomes(scenario, settings)
     return run_simulation(settings, truth, scenario.traffic.arrivals(seed), seed=seed, sinks=sinks)

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from resilient_imagen.cost import TokenUsage
+from resilient_imagen.cost import USUAL_TOKENS
 from resilient_imagen.errors import provider_failure
 from resilient_imagen.providers.base import ProviderImage, ProviderResult
 from resilient_imagen.reasons import Reason
@@ -32,8 +32,6 @@ __all__ = [
 
 _IMAGE: Final = ProviderImage(b"", "image/png")
 _BILLED: Final = frozenset({None, Reason.TIMEOUT, Reason.CANCELLED})
-_USD_PER_TOKEN = 30e-6
-"""The model table's price per token, by which a simulated cost is converted to tokens."""
 
 
 class SimulatedAttempt(NamedTuple):
@@ -154,9 +152,7 @@ class SimulationRun:
                 retry_after=outcome.retry_after,
                 account_wide=reason is Reason.UNAUTHENTICATED,
             )
-        tokens = round(outcome.cost_usd / _USD_PER_TOKEN)
-        usage = TokenUsage(input_tokens=0, output_tokens=tokens)
-        return ProviderResult((_IMAGE,), model, usage)
+        return ProviderResult((_IMAGE,), model, USUAL_TOKENS)
 
 
 class SimulatedProvider:

@@ -393,10 +393,9 @@ def _objection(fidelity: Fidelity, evidence: Evidence) -> str:
 
 def _recorded(recording: Recording, settings: Settings) -> tuple[Metrics, Evidence]:
     """Return the measures of what was recorded, and the evidence that it is."""
-    routes = [route.key for route in settings.accounts]
     incidents = RecordedOutcomes(recording, settings).incidents()
-    happened = measure(recorded_run(recording, routes), incidents)
-    return Metrics.of([happened]), evidence_of(recording, routes[0], incidents)
+    happened = measure(recorded_run(recording, settings), incidents)
+    return Metrics.of([happened]), evidence_of(recording, settings.accounts[0].key, incidents)
 
 
 def defaults() -> TunableSettings:

@@ -211,7 +211,7 @@ def traffic(deadline: float, *outages: Outage) -> SimulationResult:
         troubles=outages,
     )
     chosen = Settings(deadline=deadline, ipm=20, max_concurrent=16)
-    truth = ScenarioOutcomes(scenario, ["google", "openai"])
+    truth = ScenarioOutcomes(scenario, chosen)
     return run_simulation(chosen, truth, scenario.traffic.arrivals(1), seed=1)
 
 

@@ -31,7 +31,7 @@ TIGHT: dict[str, Any] = {"ipm": 10, "max_concurrent": 4}
 
 _SERVICES = {
     "google": Service(latency=LatencyDistribution(19.0, 35.0), blips=0.01),
-    "openai": Service(latency=LatencyDistribution(21.0, 32.0), cost_usd=0.17),
+    "openai": Service(latency=LatencyDistribution(21.0, 32.0)),
 }
 
 
