@@ -190,7 +190,7 @@ def test_where_traces_go(
     options: list[str], environment: dict[str, str], expected: str | None,
     capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """The option takes precedence, then Jaeger's variable, then OpenTelemetry's (None), then the usual port.
+    """The option comes first, then Jaeger's variable, OpenTelemetry's (None), the usual port.
 
     An address that is not OpenTelemetry's must answer. Traces that did not arrive have no links.
     """
