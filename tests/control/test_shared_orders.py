@@ -559,7 +559,7 @@ def test_the_last_orders_are_kept_for_a_week() -> None:
     """At most 100 of them, also those that have ended or were replaced."""
 
     async def scene(made: Fleet) -> None:
-        history = made.sea.store.zsets.setdefault(history_key(ADDRESS), {})
+        history = made.redis.store.zsets.setdefault(history_key(ADDRESS), {})
         orders = [made.give("open", "google", 1, why=f"number {each}") for each in range(102)]
         kept = sorted(history, key=lambda each: history[each])
         assert [Order.parse(each) for each in kept] == orders[2:]
