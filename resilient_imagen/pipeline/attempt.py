@@ -13,6 +13,7 @@ from resilient_imagen.pipeline.deadline import Deadline
 from resilient_imagen.pipeline.failure import classify_failure
 from resilient_imagen.pipeline.fitter import FittedImage
 from resilient_imagen.pipeline.outcome import AttemptFailure, AttemptSuccess
+from resilient_imagen.pipeline.overlap import CancelCause
 from resilient_imagen.pipeline.previews import PreviewWatch
 from resilient_imagen.providers.base import send_request
 from resilient_imagen.reasons import BreakerOutcome
@@ -78,6 +79,9 @@ class AttemptExecutor:
         loop = asyncio.get_running_loop()
         route, request = state.route, state.adapted.request
         await call.make_room()
+        if call.success_event is not None:  # an image has come just now; the call ends this task
+            state.cancel(CancelCause.DELIVERED)
+            await asyncio.sleep(0)
         overlap = (state.overlap or call.overlap) if call.in_flight else None
         call.overlap = call.overlap or overlap
         cancellations = _cancellation_count()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pipeline_kit import now
 from steps_kit import CHAIN, STEP, StepScenario, run_steps
@@ -215,6 +215,16 @@ def test_calls_on_a_step_keep_the_rules(
 
 
 @given(scripts, callers, opened, sequential, overlapping)
+@example(  # the image of google arrives when the share of its request ends, and frees its only slot
+    {"google": [], "google_b": [Outcome(None, 1, None)], "openai": []},
+    [Caller(0.0, math.inf, 2.0)] * 2,
+    {},
+    {
+        "routes": STEP, "max_retries": 2, "ipm": FAST, "max_concurrent": 1, "max_queue": 1,
+        "max_wait": 3.0, "per_call_timeout": 60.0, "breaker_fail_max": 5, "when_all_open": "fail",
+    },
+    {"on_timeout": "keep", "hedge_probe_after": None, "hedge_after": None, "hedge_budget": 1.0},
+)  # fmt: skip
 def test_calls_with_two_requests_in_flight_keep_the_rules(
     script: dict[str, list[Outcome]],
     calls: list[Caller],
