@@ -191,8 +191,12 @@ class ControlFile:
         """Stop the thread."""
         self._stop.set()
 
-    def look(self) -> None:
-        """Read the file if it has changed, and deliver its content to the loop."""
+    def look(self) -> bool:
+        """Read the file if it has changed, and deliver its content to the loop.
+
+        Returns:
+            Whether there was content to deliver, so that an answer follows.
+        """
         loop = self._loop
         now = time.time_ns() // 1000
         try:
@@ -201,7 +205,7 @@ class ControlFile:
         except OSError as error:
             seen = type(error)
         if seen == self._seen or loop is None:
-            return
+            return False
         try:
             orders, problems = read_orders(self._path)
         except OSError as error:
@@ -211,9 +215,10 @@ class ControlFile:
         try:
             loop.call_soon_threadsafe(self._hand_over, ages, problems)
         except RuntimeError:
-            return  # the loop is closed; the next one gets the content
+            return False  # the loop is closed; the next one gets the content
         if loop is self._loop:
             self._seen = seen
+        return seen is not None
 
     def _hand_over(self, orders: list[tuple[Order, float]], problems: list[str]) -> None:
         for problem in problems:
@@ -242,7 +247,7 @@ def _watch(file: weakref.ref[ControlFile], stop: threading.Event, answers: Answe
     """Look at the file until the client is closed or no longer used."""
     while (watched := file()) is not None and not stop.is_set():
         watched.write_answer(answers)
-        watched.look()
+        answer_follows = watched.look()
         del watched
-        stop.wait(PERIOD)
+        stop.wait(PERIOD / 10 if answer_follows else PERIOD)
     answers.close()
