@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from resilient_imagen.circuitbreaker import BreakerState, Rejection
-from resilient_imagen.pipeline.router import new_breaker
+from resilient_imagen.pipeline.route_factory import new_breaker
 from resilient_imagen.reasons import POLICIES, BreakerOutcome, Reason
 from resilient_imagen.telemetry import events
 

@@ -82,9 +82,14 @@ class Route:
         return endpoint_of(self.provider).vendor
 
     @property
-    def serves_any_vendor(self) -> bool:
-        """Whether the provider's address may serve models of other vendors, too."""
-        return endpoint_of(self.provider).any_vendor
+    def serves_own_models_only(self) -> bool:
+        """Whether models of other vendors are an error on this route.
+
+        A relay under another name than a vendor's may serve the models of several vendors.
+        """
+        endpoint = self.endpoint
+        relays = endpoint.any_vendor and self.provider.name not in models.VENDORS
+        return endpoint.vendor in models.VENDORS and not relays
 
     @property
     def endpoint(self) -> Endpoint:

@@ -1,32 +1,25 @@
-"""Which routes there are: providers, queues and breakers built from the settings, once."""
+"""Which routes there are, and which ones serve a call: the configured ones and those it names."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-import random
 import re
 from collections import OrderedDict
-from datetime import UTC, datetime
-from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from resilient_imagen import models
 from resilient_imagen._provider_settings import BUILT_IN
 from resilient_imagen._settings_types import parse_routes
-from resilient_imagen.circuitbreaker import (
-    BreakerState,
-    CircuitBreaker,
-)
+from resilient_imagen.circuitbreaker import BreakerState
 from resilient_imagen.errors import ConfigurationError, InvalidRequestError
 from resilient_imagen.images.limits import ImageLimits
-from resilient_imagen.pipeline.deadline import Deadline
-from resilient_imagen.pipeline.route import Route
-from resilient_imagen.pipeline.route_settings import breaker_config, limits_of, reconfigure_route
+from resilient_imagen.pipeline.model_names import ModelNames
+from resilient_imagen.pipeline.route_factory import RouteFactory, new_breaker, new_limiter
+from resilient_imagen.pipeline.time_limits import find_unnoticed_hang, warn_of_short_limits
 from resilient_imagen.providers import build, needed_variable, unknown_providers
 from resilient_imagen.providers.base import endpoint_of
-from resilient_imagen.ratelimit.limiter import RateLimiter
 from resilient_imagen.reasons import Reason
 from resilient_imagen.redaction import redact
 from resilient_imagen.telemetry import events
@@ -34,22 +27,21 @@ from resilient_imagen.telemetry import events
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from resilient_imagen.circuitbreaker import Hold, Transition
+    from resilient_imagen.circuitbreaker import CircuitBreaker, Hold, Transition
     from resilient_imagen.distributed import RedisCoordinator
+    from resilient_imagen.pipeline.route import Route
     from resilient_imagen.pipeline.step import Step
     from resilient_imagen.providers.base import Provider
     from resilient_imagen.settings import RouteName, Settings
     from resilient_imagen.snapshots import RouteSnapshot
     from resilient_imagen.telemetry.dispatcher import SinkDispatcher
 
-__all__ = ["Router", "new_breaker", "new_limiter"]
+__all__ = ["Router"]
 
 _NAME: Final = re.compile(
     r"(?!AIza|AQ\.|ya29|sk-|eyJ)[A-Za-z0-9][\w.:@-]*(?:/[A-Za-z0-9][\w.:@-]*)*"
 )
 """A model's name, as it may stand in an address and on a span; a key in its place is none."""
-_DEFAULT_RESOLUTION: Final = "2K"
-"""The resolution of a request that names none."""
 _MAX_NAME: Final = 200
 """Characters of a model's name."""
 _MAX_IDLE_DYNAMIC_ROUTES: Final = 32
@@ -83,8 +75,9 @@ class Router:
         self._settings = settings
         self._dispatcher = dispatcher
         self._coordinator = coordinator
+        self._factory = RouteFactory(settings, coordinator)
+        self._names = ModelNames(settings, self._warn)
         self._warned: OrderedDict[str, None] = OrderedDict()
-        self._limiters: dict[str, RateLimiter] = {}
         self.image_limits: ImageLimits = ImageLimits(
             allow_private=settings.reference_private_urls, allow_http=settings.reference_http_urls
         )
@@ -103,7 +96,7 @@ class Router:
             for route in settings.accounts
             if route.provider not in self._providers
         }
-        self._warn_of_time_limits()
+        warn_of_short_limits(settings, self.routes, self._warn)
         self._warned_of_deadline = False
         if settings.deadline is not None:
             self.check_deadline(settings.deadline, "IMAGE_GEN_DEADLINE")
@@ -132,13 +125,7 @@ class Router:
                 for account in step.accounts:
                     if (found := self._configured_route(account)) is not None:
                         found.step = _shared_step(step)
-        for route in self.all_routes:
-            reconfigure_route(route, before, settings)
-        for name, limiter in self._limiters.items():
-            vendor = endpoint_of(self._providers[name]).vendor
-            was, limits = (limits_of(each, name, vendor) for each in (before, settings))
-            if was != limits:
-                limiter.reconfigure(**limits)
+        self._factory.reconfigure(settings, self.all_routes)
 
     def steps_in_order(self, settings: Settings) -> tuple[Step, ...]:
         """Return the steps in the order of other settings. Raises as ``reconfigure``."""
@@ -213,9 +200,11 @@ class Router:
             raise InvalidRequestError(
                 f"model must be a model's name of at most {_MAX_NAME} characters, or None"
             )
-        model = self._named(given)
-        for first in filter(self._has_own_models_only, steps[0]):
-            model = self._resolve_retired_model(model)
+        model = self._names.named(given)
+        for first in steps[0]:
+            if not first.serves_own_models_only:
+                continue
+            model = self._names.successor_of(model)
             vendor = models.vendor_of(model)
             if vendor not in {None, first.vendor}:
                 if routes is None and vendor == self._settings.routes[0].provider:
@@ -227,7 +216,7 @@ class Router:
                     f"model {model} belongs to {vendor}, and the first route is "
                     f"{first.name}; change {where} to put another vendor first"
                 )
-            self._warn_if_unknown(model)
+            self._names.warn_if_unknown(model)
         if all(model == route.model for route in steps[0]):
             return steps
         step = tuple(self._route_named(route.provider.name, model) for route in steps[0])
@@ -278,7 +267,7 @@ class Router:
         provider = self._provider_named(name.provider)
         if provider is None:
             return None
-        model, vendor = self._resolve_model(name)
+        model, vendor = self._names.resolve(name, endpoint_of(provider))
         if vendor is not None:
             raise InvalidRequestError(f"routes: {name} is not valid: {model} is a {vendor} model")
         return self._route_named(provider.name, model)
@@ -300,15 +289,6 @@ class Router:
         if self._coordinator is not None:
             self._coordinator.add_account(name, endpoint_of(provider).account)
         return provider
-
-    @staticmethod
-    def _has_own_models_only(route: Route) -> bool:
-        """Return whether models of other vendors are an error on the route.
-
-        A relay under another name than a vendor's may serve the models of several vendors.
-        """
-        known = route.vendor in models.VENDORS
-        return known and (route.provider.name in models.VENDORS or not route.serves_any_vendor)
 
     @property
     def all_routes(self) -> tuple[Route, ...]:
@@ -377,52 +357,13 @@ class Router:
         Raises:
             ConfigurationError: The vendor is sure not to have it.
         """
-        model, vendor = self._resolve_model(route)
+        endpoint = endpoint_of(self._providers[route.provider])
+        model, vendor = self._names.resolve(route, endpoint)
         if vendor is not None:
             raise ConfigurationError(
                 f"IMAGE_GEN_ROUTES: {route} is not valid: {model} is a {vendor} model"
             )
         return model
-
-    def _named(self, model: str) -> models.ModelName:
-        """Return a model's name with its row of IMAGE_GEN_MODELS, if it has one there."""
-        row = self._settings.model_rows.get(model)
-        return models.ModelName(model, models.deployment_of(model), row)
-
-    def _resolve_model(self, route: RouteName) -> tuple[str, str | None]:
-        """Return the model to ask for, and its vendor if the provider is sure not to have it."""
-        endpoint = endpoint_of(self._providers[route.provider])
-        model = self._named(route.model)
-        if endpoint.vendor not in models.VENDORS:
-            return model, None
-        if models.deployment_of(model) == model:  # else the name says nothing about the server's
-            model = self._resolve_retired_model(model)
-        vendor = models.vendor_of(model)
-        if vendor not in {None, endpoint.vendor} and not endpoint.any_vendor:
-            return model, vendor
-        self._warn_if_unknown(model)
-        return model, None
-
-    def _warn_if_unknown(self, model: str) -> None:
-        if models.find_model(model) is None:
-            self._warn("unknown_model", f"model {model} is not in the model table; passed on as is")
-
-    def _warn_of_time_limits(self) -> None:
-        """Warn of each configured route that typically takes longer than its time limit."""
-        settings = self._settings
-        for route in self.routes:
-            typical = models.find_latency(route.vendor, route.model, _DEFAULT_RESOLUTION)
-            if typical is None or route.timeout >= typical.seconds:
-                continue
-            if route.vendor == "openai" and settings.openai_quality in {"low", "medium"}:
-                continue  # the table is for quality high
-            variable = settings.timeout_variable(route.provider.name, route.vendor)
-            self._warn(
-                "time_limit_below_typical",
-                f"{variable}={route.timeout:g} is less than the {typical.seconds:g} s that an "
-                f"image of {route.name} typically takes at {_DEFAULT_RESOLUTION} ({typical.basis}: "
-                f"{typical.source}); raise {variable}",
-            )
 
     def check_deadline(self, seconds: float, name: str = "deadline") -> None:
         """Warn, once, of a deadline whose share for the first route is too short to notice a hang.
@@ -431,33 +372,12 @@ class Router:
             seconds: The deadline of a call; may be infinite.
             name: How the caller knows it.
         """
-        if self._warned_of_deadline or len(self.routes) == 1:
+        if self._warned_of_deadline or len(self.routes) == 1 or math.isinf(seconds):
             return
-        if self._settings.breaker_slow_call is not None or math.isinf(seconds):
-            return
-        # Only one reserve is left: for the next step, or for the only step's other account.
-        first, second = (self.steps[0] if len(self.steps) == 1 else [x[0] for x in self.steps])[:2]
-        share = Deadline(seconds).less_reserve(0.0, second.timeout).at
-        if self._settings.on_timeout == "keep":  # then it goes on until the second route delivers
-            share = min(seconds, share + (second.usual_latency("1K") or 0.0))
-        counts_after = first.cut_short_counts_after("1K")
-        if share < counts_after:
+        found = find_unnoticed_hang(seconds, name, self._settings, self.steps)
+        if found is not None:
             self._warned_of_deadline = True
-            self._warn(
-                "hanging_goes_unseen",
-                f"with {name}={seconds:g} {first.name} gets {share:g} s, and a request that is "
-                f"cut short counts as failed from {counts_after:g} s on, so that requests that "
-                "hang may never open its circuit; raise the deadline, or set "
-                f"IMAGE_GEN_BREAKER_SLOW_CALL to less than {share:g}",
-            )
-
-    def _resolve_retired_model(self, model: models.ModelName) -> models.ModelName:
-        """The model that serves for a retired name, with one warning."""
-        successor = models.successor(model, datetime.now(UTC).date())
-        if successor is None:
-            return model
-        self._warn("retired_model", f"model {model} was retired; using {successor}")
-        return self._named(successor)
+            self._warn("hanging_goes_unseen", found)
 
     def _route_named(self, provider: str, model: str) -> Route:
         name = f"{provider}:{model}"
@@ -502,29 +422,17 @@ class Router:
                 break
         return route
 
-    def _new_route(self, name: str, model: str, *, configured: bool = False) -> Route:
-        vendor = endpoint_of(self._providers[name]).vendor
-        timeout = self._settings.timeout_for(name, vendor)
-        breaker = new_breaker(
-            self._settings, name, model, kind=self._breaker_factory(), vendor=vendor
-        )
-        breaker.subscribe(self._breaker_changed, inline=True)
+    def _new_route(self, provider: str, model: str, *, configured: bool = False) -> Route:
+        """Build a route, and announce it and the changes of its breaker."""
+        route = self._factory.build(self._providers[provider], model)
+        route.breaker.subscribe(self._breaker_changed, inline=True)
         self._dispatcher.emit(
             events.RouteRegistered(
-                provider=name, model=model, breaker=breaker, configured=configured
+                provider=provider, model=model, breaker=route.breaker, configured=configured
             )
         )
-        most = self._settings.max_reference_mb
-        route = Route(
-            self._providers[name],
-            model,
-            breaker,
-            self._limiter_of(name),
-            timeout,
-            max_total_bytes=None if most is None else int(most * 1e6),
-        )
-        breaker.subscribe(route.on_transition, inline=True)
-        breaker.hold(self._hold_for(route.name))
+        route.breaker.subscribe(route.on_transition, inline=True)
+        route.breaker.hold(self._hold_for(route.name))
         return route
 
     def _breaker_changed(self, transition: Transition) -> None:
@@ -547,28 +455,6 @@ class Router:
         usable = (route.name for route in following if route.breaker.allows_calls())
         return next((name for name in usable if name != transition.name), None)
 
-    def _limiter_of(self, name: str) -> RateLimiter:
-        if name not in self._limiters:
-            vendor = endpoint_of(self._providers[name]).vendor
-            self._limiters[name] = new_limiter(
-                self._settings, name, vendor, self._limiter_factory(name)
-            )
-        return self._limiters[name]
-
-    def _limiter_factory(self, name: str) -> Callable[..., RateLimiter]:
-        if self._coordinator is None:
-            return RateLimiter
-        from resilient_imagen.distributed.redis_limiter import RedisRateLimiter
-
-        return partial(RedisRateLimiter, name, coordinator=self._coordinator)
-
-    def _breaker_factory(self) -> Callable[..., CircuitBreaker]:
-        if self._coordinator is None:
-            return CircuitBreaker
-        from resilient_imagen.distributed.redis_breaker import RedisCircuitBreaker
-
-        return partial(RedisCircuitBreaker, coordinator=self._coordinator)
-
     def _warn(self, code: str, message: str) -> None:
         if message not in self._warned:
             self._dispatcher.emit(events.OperatorWarning(code=code, message=message))
@@ -589,38 +475,4 @@ def _no_hold(_route: str) -> None:
 
 def _forced_open(breaker: CircuitBreaker) -> CircuitBreaker:
     breaker.force_open = True
-    return breaker
-
-
-def new_limiter(
-    settings: Settings,
-    provider: str,
-    vendor: str | None = None,
-    kind: Callable[..., RateLimiter] = RateLimiter,
-) -> RateLimiter:
-    """Return the queue in front of a provider, made by ``kind``; ``vendor`` as in new_breaker."""
-    return kind(max_queue=settings.max_queue, **limits_of(settings, provider, vendor))
-
-
-def new_breaker(
-    settings: Settings,
-    provider: str,
-    model: str,
-    random: Callable[[], float] = random.random,
-    kind: Callable[..., CircuitBreaker] = CircuitBreaker,
-    vendor: str | None = None,
-) -> CircuitBreaker:
-    """The breaker of one route.
-
-    Args:
-        settings: Its numbers, and whether an operator forces it open.
-        provider: The route's provider.
-        model: The route's model.
-        random: Chance for jitter, from 0 to 1.
-        kind: Makes it.
-        vendor: The vendor whose models the provider serves; None means by its name.
-    """
-    config = breaker_config(settings, provider, vendor)
-    breaker = kind(f"{provider}:{model}", config, random=random)
-    breaker.force_open = provider in settings.force_open
     return breaker

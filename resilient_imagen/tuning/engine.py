@@ -18,7 +18,7 @@ from resilient_imagen.pipeline.hedge import OverlapPolicy
 from resilient_imagen.pipeline.on_start import OnStartHook
 from resilient_imagen.pipeline.pipeline import Pipeline
 from resilient_imagen.pipeline.route import Route
-from resilient_imagen.pipeline.router import new_breaker, new_limiter
+from resilient_imagen.pipeline.route_factory import new_breaker, new_limiter
 from resilient_imagen.pipeline.state import CallState
 from resilient_imagen.pipeline.step import group_by_step
 from resilient_imagen.telemetry.dispatcher import SinkDispatcher
