@@ -7,10 +7,8 @@ import math
 import random
 import sys
 from contextvars import Context
-from dataclasses import replace
 from functools import partial
 from inspect import isawaitable
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack, cast
 
@@ -28,16 +26,16 @@ from resilient_imagen.pipeline.attempt import AttemptExecutor
 from resilient_imagen.pipeline.deadline import Deadline
 from resilient_imagen.pipeline.fitter import ImageFitter
 from resilient_imagen.pipeline.hedge import OverlapPolicy
+from resilient_imagen.pipeline.inputs import InputLoader
 from resilient_imagen.pipeline.on_start import OnStartHook
 from resilient_imagen.pipeline.pipeline import Pipeline
 from resilient_imagen.pipeline.progress import ProgressReporter
 from resilient_imagen.pipeline.router import Router
 from resilient_imagen.pipeline.state import CallState, new_id
+from resilient_imagen.pipeline.step import steps_for_edit
 from resilient_imagen.providers import collect_providers
 from resilient_imagen.providers.base import endpoint_of
 from resilient_imagen.providers.vendor_options import check_protected_fields, check_vendors
-from resilient_imagen.references.loading import load_references
-from resilient_imagen.references.masks import load_mask
 from resilient_imagen.request import (
     EditOptions,
     ImageOptions,
@@ -48,7 +46,7 @@ from resilient_imagen.settings import Settings
 from resilient_imagen.stream import ProgressStream
 from resilient_imagen.telemetry import default_sinks
 from resilient_imagen.telemetry.dispatcher import SinkDispatcher
-from resilient_imagen.telemetry.events import OperatorWarning, ReferencesChanged, now
+from resilient_imagen.telemetry.events import OperatorWarning, now
 from resilient_imagen.telemetry.settings_report import SettingsReporter
 from resilient_imagen.tracebacks import clear_frame_locals, hide_frame_locals
 
@@ -69,7 +67,6 @@ if TYPE_CHECKING:
     from resilient_imagen.pipeline.route import Route
     from resilient_imagen.pipeline.step import Step
     from resilient_imagen.providers.base import Provider
-    from resilient_imagen.references.fetch import Fetcher
     from resilient_imagen.request import AspectRatio, RequestOptions, Resolution
     from resilient_imagen.result import Attempt, ImageInput, ImageResult
     from resilient_imagen.snapshots import Snapshot
@@ -153,7 +150,9 @@ class ImageClient:
         )
         self._control_file = self._open_control_file()
         self._shared_orders = self._share_orders()
-        self._fetcher: Fetcher | None = None
+        self._inputs = InputLoader(
+            self._routing.image_limits, self._dispatcher, strict=self.settings.strict_references
+        )
         self._spending = CostLedger()
         self._in_flight = CallsInFlight()
         self._building: asyncio.Task[None] | None = None
@@ -266,7 +265,7 @@ class ImageClient:
         check_option_names(options, EditOptions)
         mask = options.pop("mask", None)
         steps = self._routing.steps_for(model, options.pop("routes", None))
-        steps = _edit_steps(steps) if mask is None else _mask_steps(_edit_steps(steps))
+        steps = steps_for_edit(steps, has_mask=mask is not None)
         others = cast("RequestOptions", options)
         request = ImageRequest(feedback, aspect_ratio, resolution, operation="edit", **others)
         return await self._serve(request, [image], steps, deadline, on_start, on_progress, mask)
@@ -428,12 +427,8 @@ class ImageClient:
         if self._coordinator is not None:
             with call.spending("connecting to Redis"):
                 await self._join(call.deadline.at)
-        if references:
-            with call.spending("reading reference images"):
-                await self._load(call, references)
-        if mask is not None:
-            with call.spending("reading the mask"):
-                await self._load_mask(call, mask)
+        if references or mask is not None:
+            await self._inputs.load(call, references, mask)
 
     def _open(
         self,
@@ -486,49 +481,6 @@ class ImageClient:
         """Count the cost of a request that ended after its call."""
         for total in (self._spending, PROCESS_COSTS):
             total.add([attempt], resolution)
-
-    async def _load(self, call: CallState, references: Sequence[ImageInput]) -> None:
-        """Read, check and normalize the references; list those that cannot be used.
-
-        Waiting for them takes a quarter of the caller's time at most: a picture without one of
-        them is better than no picture.
-        """
-        editing = call.request.operation == "edit"
-        routes = [(route.vendor, route.model) for route in call.routes]
-        loaded = await load_references(
-            references,
-            limits=self._routing.image_limits,
-            fetch=self._url_fetcher(),
-            strict=self.settings.strict_references or editing,
-            most=models.max_references(routes),
-            max_bytes=max(models.max_reference_bytes(*route) for route in routes),
-            seconds=call.deadline.remaining(asyncio.get_running_loop().time()) / 4,
-            called="image" if editing else "reference_images[{}]",
-        )
-        call.request = replace(call.request, references=loaded.references)
-        call.dropped_references, call.reference_notes = loaded.dropped, loaded.notes
-        if call.dropped_references or call.reference_notes:
-            self._dispatcher.emit(
-                ReferencesChanged(call_id=call.id, dropped=loaded.dropped, notes=loaded.notes)
-            )
-
-    async def _load_mask(self, call: CallState, mask: ImageInput) -> None:
-        """Read the mask, in a quarter of the time that is left at most, and fit it to the image."""
-        loaded = await load_mask(
-            mask,
-            call.request.references[0],
-            limits=self._routing.image_limits,
-            fetch=self._url_fetcher(),
-            seconds=call.deadline.remaining(asyncio.get_running_loop().time()) / 4,
-        )
-        call.request = replace(call.request, mask=loaded)
-
-    def _url_fetcher(self) -> Fetcher:
-        if self._fetcher is None:
-            from resilient_imagen.references.fetch import Fetcher
-
-            self._fetcher = Fetcher(self._routing.image_limits)
-        return self._fetcher
 
     @property
     def breakers(self) -> Mapping[str, CircuitBreaker]:
@@ -632,9 +584,7 @@ class ImageClient:
             await self._close_everything()
 
     async def _close_everything(self) -> None:
-        closing = [_close(provider) for provider in self._routing.providers]
-        if self._fetcher is not None:
-            closing.append(self._fetcher.aclose())
+        closing = [*map(_close, self._routing.providers), self._inputs.aclose()]
         if self._coordinator is not None:
             closing.append(self._coordinator.aclose())
         ends = await asyncio.gather(*closing, return_exceptions=True)
@@ -668,44 +618,3 @@ def _checked_deadline(seconds: float | None) -> float:
     if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds > 0:
         raise InvalidRequestError("deadline must be a number of seconds above zero, or None")
     return seconds
-
-
-def _edit_steps(steps: tuple[Step, ...]) -> tuple[Step, ...]:
-    """Return the steps without routes whose model takes no images: they would draw another one.
-
-    Raises:
-        InvalidRequestError: No route is left.
-    """
-    able = tuple(tuple(route for route in step if route.takes_references) for step in steps)
-    if not any(able):
-        names = ", ".join(route.name for route in chain.from_iterable(steps))
-        raise InvalidRequestError(
-            f"an edit is possible on none of the routes {names}, which take no images; add "
-            "another one to IMAGE_GEN_ROUTES, or max_references to the model's row in "
-            "IMAGE_GEN_MODELS"
-        )
-    return tuple(filter(None, able))
-
-
-def _mask_steps(steps: tuple[Step, ...]) -> tuple[Step, ...]:
-    """Return the steps for an edit with a mask: those with routes that support masks first.
-
-    Raises:
-        InvalidRequestError: No route supports masks.
-    """
-    able = _filtered(steps, supports_mask=True)
-    if not able:
-        routes = chain.from_iterable(steps)
-        raise InvalidRequestError(
-            f"mask is supported by none of the routes {', '.join(route.name for route in routes)}; "
-            "add one of openai to IMAGE_GEN_ROUTES"
-        )
-    return (*able, *_filtered(steps, supports_mask=False))
-
-
-def _filtered(steps: tuple[Step, ...], *, supports_mask: bool) -> tuple[Step, ...]:
-    """Return the steps without the routes whose support of masks is another."""
-    kept = (
-        tuple(route for route in step if route.supports("mask") is supports_mask) for step in steps
-    )
-    return tuple(filter(None, kept))

@@ -9,10 +9,11 @@ that retries and the reserve of the deadline count per step.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from resilient_imagen.circuitbreaker import BreakerState
+from resilient_imagen.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from resilient_imagen.reasons import Reason
     from resilient_imagen.settings import RouteName
 
-__all__ = ["AccountChangedError", "OnRoute", "Step", "StepState"]
+__all__ = ["AccountChangedError", "OnRoute", "Step", "StepState", "steps_for_edit"]
 
 Step: TypeAlias = "tuple[Route, ...]"
 """The routes of one step, in the order of IMAGE_GEN_ROUTES."""
@@ -135,6 +136,45 @@ class StepState:
 
     def _sent_to(self, route: Route) -> int:
         return self.sent.get(route, 0)
+
+
+def steps_for_edit(steps: tuple[Step, ...], *, has_mask: bool) -> tuple[Step, ...]:
+    """Return the steps without routes whose model takes no images: they would draw another one.
+
+    For an edit with a mask, the steps with routes that support masks come first.
+
+    Raises:
+        InvalidRequestError: No route is left, or none supports masks.
+    """
+    able = tuple(tuple(route for route in step if route.takes_references) for step in steps)
+    if not any(able):
+        names = ", ".join(route.name for route in chain.from_iterable(steps))
+        raise InvalidRequestError(
+            f"an edit is possible on none of the routes {names}, which take no images; add "
+            "another one to IMAGE_GEN_ROUTES, or max_references to the model's row in "
+            "IMAGE_GEN_MODELS"
+        )
+    able = tuple(filter(None, able))
+    return _masking_first(able) if has_mask else able
+
+
+def _masking_first(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    able = _filtered(steps, supports_mask=True)
+    if not able:
+        routes = chain.from_iterable(steps)
+        raise InvalidRequestError(
+            f"mask is supported by none of the routes {', '.join(route.name for route in routes)}; "
+            "add one of openai to IMAGE_GEN_ROUTES"
+        )
+    return (*able, *_filtered(steps, supports_mask=False))
+
+
+def _filtered(steps: tuple[Step, ...], *, supports_mask: bool) -> tuple[Step, ...]:
+    """Return the steps without the routes whose support of masks is another."""
+    kept = (
+        tuple(route for route in step if route.supports("mask") is supports_mask) for step in steps
+    )
+    return tuple(filter(None, kept))
 
 
 def _is_open(route: Route) -> bool:

@@ -35,7 +35,7 @@ class SlowProvider:
 
 
 def slow(client: ImageClient) -> None:
-    client._fetcher = SlowProvider()  # type: ignore[assignment]
+    client._inputs._fetcher = SlowProvider()  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize(("deadline", "waited"), [(40.0, 10.0), (400.0, 20.0), (None, 20.0)])
