@@ -20,30 +20,19 @@ first call and stops at exit.
 
 from __future__ import annotations
 
-import asyncio
 import os
-import threading
-import time
-from contextvars import copy_context
 from functools import partial
-from inspect import isawaitable
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 
 from resilient_imagen import api
 from resilient_imagen.api import call_options
 from resilient_imagen.background_loop import BackgroundCall, background_loop, has_background_loop
-from resilient_imagen.pipeline.on_start import OnStartHook, ends_the_program
-from resilient_imagen.pipeline.progress import (
-    SECONDS_AFTER_CALL,
-    ProgressBuffer,
-    log_callback_failure,
-)
+from resilient_imagen.thread_callbacks import ProgressRelay, start_in_caller
 from resilient_imagen.tracebacks import hide_frame_locals
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-    from concurrent.futures import Future
+    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
     from types import TracebackType
 
     from opentelemetry.metrics import MeterProvider
@@ -692,44 +681,10 @@ def _generate(
     call: BackgroundCall[_T] = BackgroundCall()
     hook, progress = on_start, on_progress  # None, or a mistake that the client reports
     if callable(on_start):
-        hook = partial(call.do_in_caller, partial(_serve, on_start, call.ended))
+        hook = start_in_caller(on_start, call)
     if callable(on_progress):
-        progress = _ProgressRelay(on_progress, call)
+        progress = ProgressRelay(on_progress, call)
     return call.run(background_loop(api.reset_default_client), lambda: function(hook, progress))
-
-
-class _ProgressRelay:
-    """Receives progress on the loop, and passes it to a callback in the calling thread."""
-
-    def __init__(self, on_progress: OnProgress, call: BackgroundCall[Any]) -> None:
-        self._on_progress = on_progress
-        self._call = call
-        self._waiting = ProgressBuffer()
-        self._gave_up = False
-
-    def __call__(self, event: Progress) -> None:
-        if self._waiting.put(event):
-            self._call.do_in_caller(self._deliver)
-
-    def _deliver(self) -> None:
-        while not self._gave_up and (event := self._waiting.take()) is not None:
-            try:
-                answer = self._on_progress(event)
-                if isawaitable(answer):
-                    _await_here(
-                        answer, self._call.ended, name="on_progress", patience=self._patience()
-                    )
-                    self._gave_up = not self._patience()
-            except BaseException as error:
-                if ends_the_program(error):
-                    raise
-                log_callback_failure(error)
-
-    def _patience(self) -> float:
-        """Return the seconds after the call that are left for an async callback's events."""
-        if self._call.ended_at is None:
-            return SECONDS_AFTER_CALL
-        return max(0.0, self._call.ended_at + SECONDS_AFTER_CALL - time.monotonic())
 
 
 def _run(function: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
@@ -741,68 +696,3 @@ def _on_loop(function: Callable[[], _T]) -> _T:
         return function()
 
     return _run(call)
-
-
-def _serve(on_start: OnStart, ended: Future[None]) -> None:
-    """Call ``on_start`` here; await what it returns until that or the generation has ended."""
-    returned: list[object] = []
-    OnStartHook(lambda: returned.append(on_start())).fire()
-    for answer in returned:
-        if isawaitable(answer):
-            _await_here(answer, ended)
-
-
-def _await_here(
-    answer: Awaitable[object],
-    ended: Future[None],
-    *,
-    name: str = "on_start",
-    patience: float = 0.0,
-) -> None:
-    """Await a callback's answer in this thread, or beside it if a loop is running here.
-
-    Args:
-        answer: The answer; it is cancelled after its call.
-        ended: Resolved when the call has ended.
-        name: The callback's name in log lines.
-        patience: Seconds for which the answer may go on after its call.
-    """
-
-    def run() -> None:
-        # With a factory the runner leaves the thread's current loop as it is.
-        with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
-            runner.run(_beside(answer, ended, name, patience))
-
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        run()
-    else:
-        thread = threading.Thread(
-            target=copy_context().run, args=(run,), name="resilient-imagen-callback", daemon=True
-        )
-        thread.start()
-        thread.join()
-
-
-async def _beside(
-    answer: Awaitable[object], ended: Future[None], name: str, patience: float
-) -> None:
-    done = asyncio.Event()
-
-    async def wait() -> None:
-        try:
-            await answer
-        finally:
-            done.set()
-
-    hook = OnStartHook(wait, name)
-    hook.fire()
-    loop = asyncio.get_running_loop()
-    over = asyncio.wrap_future(ended)
-    over.add_done_callback(lambda _: loop.call_later(patience, done.set))
-    try:
-        await done.wait()
-    finally:
-        over.cancel()
-        await hook.finish()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import resilient_imagen as ri
-from resilient_imagen import Progress, Reason, sync
+from resilient_imagen import Progress, Reason, sync, thread_callbacks
 from resilient_imagen.emulator import BackgroundEmulator, Fault, faults
 from resilient_imagen.testing import RecordingSink
 
@@ -186,7 +186,7 @@ def test_a_hanging_callback_of_a_thread_is_abandoned_once(
     client: sync.ImageClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The time limit after the call applies to all waiting events together."""
-    monkeypatch.setattr(sync, "SECONDS_AFTER_CALL", 0.1)
+    monkeypatch.setattr(thread_callbacks, "SECONDS_AFTER_CALL", 0.1)
     seen: list[str] = []
 
     async def hang(event: Progress) -> None:

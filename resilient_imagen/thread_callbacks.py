@@ -1,0 +1,137 @@
+"""Callbacks of a call on the background loop, called in the thread that waits for the call.
+
+What an async callback returns is awaited on an event loop of that thread; in a thread beside it, if
+a loop is running there, as in a notebook.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from contextvars import copy_context
+from functools import partial
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Any
+
+from resilient_imagen.pipeline.on_start import OnStartHook, ends_the_program
+from resilient_imagen.pipeline.progress import (
+    SECONDS_AFTER_CALL,
+    ProgressBuffer,
+    log_callback_failure,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+    from concurrent.futures import Future
+
+    from resilient_imagen.background_loop import BackgroundCall
+    from resilient_imagen.pipeline.on_start import OnStart
+    from resilient_imagen.pipeline.progress import OnProgress, Progress
+
+__all__ = ["ProgressRelay", "start_in_caller"]
+
+
+def start_in_caller(on_start: OnStart, call: BackgroundCall[Any]) -> OnStart:
+    """Return a callback for the loop that has `on_start` called in the thread of the call."""
+    return partial(call.do_in_caller, partial(_serve, on_start, call.ended))
+
+
+class ProgressRelay:
+    """Receives progress on the loop, and passes it to a callback in the calling thread."""
+
+    def __init__(self, on_progress: OnProgress, call: BackgroundCall[Any]) -> None:
+        self._on_progress = on_progress
+        self._call = call
+        self._waiting = ProgressBuffer()
+        self._gave_up = False
+
+    def __call__(self, event: Progress) -> None:
+        """Pass one event on; called on the loop."""
+        if self._waiting.put(event):
+            self._call.do_in_caller(self._deliver)
+
+    def _deliver(self) -> None:
+        while not self._gave_up and (event := self._waiting.take()) is not None:
+            try:
+                answer = self._on_progress(event)
+                if isawaitable(answer):
+                    _await_here(
+                        answer, self._call.ended, name="on_progress", patience=self._patience()
+                    )
+                    self._gave_up = not self._patience()
+            except BaseException as error:
+                if ends_the_program(error):
+                    raise
+                log_callback_failure(error)
+
+    def _patience(self) -> float:
+        """Return the seconds after the call that are left for an async callback's events."""
+        if self._call.ended_at is None:
+            return SECONDS_AFTER_CALL
+        return max(0.0, self._call.ended_at + SECONDS_AFTER_CALL - time.monotonic())
+
+
+def _serve(on_start: OnStart, ended: Future[None]) -> None:
+    """Call ``on_start`` here; await what it returns until that or the generation has ended."""
+    returned: list[object] = []
+    OnStartHook(lambda: returned.append(on_start())).fire()
+    for answer in returned:
+        if isawaitable(answer):
+            _await_here(answer, ended)
+
+
+def _await_here(
+    answer: Awaitable[object],
+    ended: Future[None],
+    *,
+    name: str = "on_start",
+    patience: float = 0.0,
+) -> None:
+    """Await a callback's answer in this thread, or beside it if a loop is running here.
+
+    Args:
+        answer: The answer; it is cancelled after its call.
+        ended: Resolved when the call has ended.
+        name: The callback's name in log lines.
+        patience: Seconds for which the answer may go on after its call.
+    """
+
+    def run() -> None:
+        # With a factory the runner leaves the thread's current loop as it is.
+        with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+            runner.run(_beside(answer, ended, name, patience))
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        run()
+    else:
+        thread = threading.Thread(
+            target=copy_context().run, args=(run,), name="resilient-imagen-callback", daemon=True
+        )
+        thread.start()
+        thread.join()
+
+
+async def _beside(
+    answer: Awaitable[object], ended: Future[None], name: str, patience: float
+) -> None:
+    done = asyncio.Event()
+
+    async def wait() -> None:
+        try:
+            await answer
+        finally:
+            done.set()
+
+    hook = OnStartHook(wait, name)
+    hook.fire()
+    loop = asyncio.get_running_loop()
+    over = asyncio.wrap_future(ended)
+    over.add_done_callback(lambda _: loop.call_later(patience, done.set))
+    try:
+        await done.wait()
+    finally:
+        over.cancel()
+        await hook.finish()
