@@ -139,7 +139,7 @@ def test_a_caller_that_is_cancelled_while_the_client_closes_is_cancelled() -> No
     run_virtual(main())
 
 
-class Stubborn(FakeProvider):
+class IgnoresCancellation(FakeProvider):
     """A provider that ignores cancellation."""
 
     async def generate(self, request: ImageRequest, model: str) -> ProviderResult:
@@ -154,7 +154,7 @@ def test_closing_does_not_wait_for_a_provider_that_ignores_cancellation() -> Non
     """Closing delays the call and the client by a second at most."""
 
     async def main() -> None:
-        google = Stubborn("google", latency=100)
+        google = IgnoresCancellation("google", latency=100)
         settings = ri.Settings(routes="google:gemini-3-pro-image", per_call_timeout=500)
         client = ri.ImageClient(settings, providers=[google])
         call = asyncio.create_task(client.generate("x"))

@@ -26,9 +26,9 @@ def test_every_successor_is_a_current_model_of_the_same_vendor() -> None:
     for row in models.MODELS.values():
         assert (row.retired_on is None) == (row.successor is None), row.name
         if row.successor is not None:
-            heir = models.MODELS[row.successor]
-            assert heir.vendor == row.vendor
-            assert heir.retired_on is None
+            successor_name = models.MODELS[row.successor]
+            assert successor_name.vendor == row.vendor
+            assert successor_name.retired_on is None
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,8 @@ def test_every_successor_is_a_current_model_of_the_same_vendor() -> None:
 def test_a_name_is_replaced_from_the_day_of_its_retirement_on(name: str, last_day: date) -> None:
     """Until the last day a name is used as it is; from the next day on its successor is."""
     assert models.successor(name, last_day) is None
-    heir = models.successor(name, last_day + timedelta(days=1))
-    assert heir == models.MODELS[name].successor
+    successor_name = models.successor(name, last_day + timedelta(days=1))
+    assert successor_name == models.MODELS[name].successor
 
 
 def test_current_and_unknown_names_have_no_successor() -> None:

@@ -94,9 +94,9 @@ def test_the_extension_of_the_images_type_keeps_the_bytes(
 
 def test_an_image_that_cannot_be_converted_is_kept(tmp_path: Path) -> None:
     """A damaged image is saved unchanged, because it is paid for."""
-    torn = PNG[: len(PNG) // 2]
+    damaged = PNG[: len(PNG) // 2]
 
-    assert delivered(torn).save(tmp_path / "a.jpg").read_bytes() == torn
+    assert delivered(damaged).save(tmp_path / "a.jpg").read_bytes() == damaged
 
 
 def test_transparency_becomes_white_in_a_jpeg(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resilient_imagen import ConfigurationError, ImageClient, Settings, SettingsArguments
-from resilient_imagen._settings_source import complain_of, field_variables
+from resilient_imagen._settings_source import field_variables, unknown_variable_warning
 from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry.events import OperatorWarning
 from resilient_imagen.testing import FakeProvider, RecordingSink
@@ -354,4 +354,6 @@ def test_a_misspelled_variable_gets_a_suggestion(name: str, data: st.DataObject)
             ]
         )
     )
-    assert slip in VARIABLES or complain_of(slip, Settings).endswith(f"did you mean {name}?")
+    assert slip in VARIABLES or unknown_variable_warning(slip, Settings).endswith(
+        f"did you mean {name}?"
+    )

@@ -136,7 +136,7 @@ def hang(_request: httpx2.Request) -> None:
     """Send no response."""
 
 
-def torn(request: httpx2.Request) -> httpx2.Response:
+def damaged(request: httpx2.Request) -> httpx2.Response:
     raise httpx2.ReadError(f"{MESSAGE} {PROMPT}", request=request)
 
 
@@ -154,7 +154,7 @@ FAILURES: dict[str, Callable[[httpx2.Request], httpx2.Response | None]] = {
     "invalid": refusal(400, "INVALID_ARGUMENT"),
     "key": refusal(401, "UNAUTHENTICATED"),
     "unreadable": nonsense,
-    "connection": torn,
+    "connection": damaged,
     "bug": local_bug,
     "hangs": hang,
 }

@@ -280,7 +280,7 @@ async def waits(steps: list[str]) -> None:
     steps.append("end")
 
 
-async def patient(breaker: CircuitBreaker, steps: list[str]) -> None:
+async def wait_and_call(breaker: CircuitBreaker, steps: list[str]) -> None:
     """Wait for a probe's outcome if necessary, then call."""
     while True:
         try:
@@ -348,7 +348,7 @@ def test_cancelling_a_call_at_every_await_changes_nothing() -> None:
     async def scenario() -> int:
         breaker = CircuitBreaker("google:pro", BreakerConfig())
         breaker_steps: list[str] = []
-        count = await every_step(lambda: patient(breaker, breaker_steps))
+        count = await every_step(lambda: wait_and_call(breaker, breaker_steps))
         assert breaker.metrics().window_calls == 1, "only the run that was not cancelled"
         assert breaker.metrics().consecutive == 0
         assert breaker_steps.count("end") >= 1
@@ -365,7 +365,7 @@ def test_cancelling_a_probe_at_every_await_frees_its_place() -> None:
         breaker.force_trip(cause="overloaded")
         await asyncio.sleep(600.0)
         step = 1
-        while await cancel_at(patient(breaker, []), step):
+        while await cancel_at(wait_and_call(breaker, []), step):
             assert breaker.metrics().state is BreakerState.HALF_OPEN
             assert breaker.allows_calls()
             assert breaker.snapshot()["probes_in_flight"] == 0
@@ -385,10 +385,10 @@ def test_cancelling_a_waiter_at_every_await_leaves_nothing_behind() -> None:
             breaker = CircuitBreaker("google:pro", BreakerConfig(), random=lambda: 0.0)
             breaker.force_trip(cause="overloaded")
             await asyncio.sleep(600.0)
-            probe = asyncio.ensure_future(patient(breaker, []))
+            probe = asyncio.ensure_future(wait_and_call(breaker, []))
             await asyncio.sleep(0)
             steps: list[str] = []
-            cancelled = await cancel_at(patient(breaker, steps), step)
+            cancelled = await cancel_at(wait_and_call(breaker, steps), step)
             assert steps[0] == "waiting"
             await probe
             assert breaker.metrics().state is BreakerState.CLOSED
@@ -409,9 +409,9 @@ def test_cancelling_the_probe_while_others_wait_hands_the_place_on() -> None:
             breaker = CircuitBreaker("google:pro", BreakerConfig(), random=lambda: 0.0)
             breaker.force_trip(cause="overloaded")
             await asyncio.sleep(600.0)
-            first = asyncio.ensure_future(cancel_at(patient(breaker, []), step))
+            first = asyncio.ensure_future(cancel_at(wait_and_call(breaker, []), step))
             await asyncio.sleep(0)
-            others = [asyncio.ensure_future(patient(breaker, [])) for _ in range(20)]
+            others = [asyncio.ensure_future(wait_and_call(breaker, [])) for _ in range(20)]
             assert await first
             await asyncio.gather(*others)
             assert breaker.metrics().state is BreakerState.CLOSED

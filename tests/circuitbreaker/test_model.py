@@ -196,19 +196,19 @@ class BreakerMachine(RuleBasedStateMachine):
             self.admit(send=True)
         for verdict, more in [(BreakerOutcome.THROTTLED, hint), *late[:others]]:
             if self.calls:
-                self.count_straggler()
+                self.count_late_call()
                 self.settle_one(len(self.calls) - 1, verdict, more)
                 self.calls.pop()
 
     @precondition(lambda self: self.calls)
-    @rule(news=NEWS)
-    def settle_the_oldest(self, news: tuple[BreakerOutcome, float | None]) -> None:
+    @rule(late_outcome=NEWS)
+    def settle_the_oldest(self, late_outcome: tuple[BreakerOutcome, float | None]) -> None:
         """Settle the oldest call, often one of an earlier state that may lengthen the opening."""
-        self.count_straggler()
-        self.settle_one(0, *news)
+        self.count_late_call()
+        self.settle_one(0, *late_outcome)
         self.calls.pop(0)
 
-    def count_straggler(self) -> None:
+    def count_late_call(self) -> None:
         if self.oracle.state == "open":
             hint = self.oracle.closes_at < math.inf
             STRAGGLERS[hint] += 1

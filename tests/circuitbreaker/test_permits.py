@@ -316,12 +316,12 @@ def test_a_late_hint_or_fatal_failure_extends_the_open_period(
 ) -> None:
     """A late hint or fatal failure sets a later end, with its own cause, and is still stale."""
     breaker, clock = make_breaker(fail_max=2)
-    straggler = let_in(breaker)
+    late_call = let_in(breaker)
     fail(breaker, 2, cause="overloaded", summary="503 UNAVAILABLE")
     before = breaker.metrics()
     seen = changes(breaker)
     clock.pass_(30.0)
-    settlement = straggler.settle(verdict, cause="the later one", summary="429", retry_after=hint)
+    settlement = late_call.settle(verdict, cause="the later one", summary="429", retry_after=hint)
 
     assert (settlement.counted, settlement.transition) == ("stale", None)
     assert settlement.metrics == before._replace(open_for=30.0 + seconds, retry_after=seconds)
@@ -350,10 +350,10 @@ def test_a_fatal_failure_during_a_hint_requires_a_probe(at: float) -> None:
     An exhausted quota needs a successful probe.
     """
     breaker, clock = make_breaker(reset_max=600.0)
-    straggler = let_in(breaker)
+    late_call = let_in(breaker)
     outcome(breaker, THROTTLED, retry_after=600.0, cause="rate_limited")
     clock.pass_(at)
-    straggler.settle(TRIP, cause="quota_exhausted")
+    late_call.settle(TRIP, cause="quota_exhausted")
     clock.pass_(600.0)
 
     assert breaker.metrics().state is OPEN
@@ -363,9 +363,9 @@ def test_a_fatal_failure_during_a_hint_requires_a_probe(at: float) -> None:
 def test_a_hint_after_a_fatal_failure_still_requires_a_probe() -> None:
     """A hint may extend an open period that needs a probe, but does not replace the probe."""
     breaker, clock = make_breaker(reset_max=600.0)
-    straggler = let_in(breaker)
+    late_call = let_in(breaker)
     breaker.open_for(10.0, cause="quota_exhausted", summary=None)
-    straggler.settle(THROTTLED, retry_after=60.0)
+    late_call.settle(THROTTLED, retry_after=60.0)
     clock.pass_(60.0)
 
     assert let_in(breaker).probe

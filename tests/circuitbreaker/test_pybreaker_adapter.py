@@ -46,10 +46,10 @@ def test_a_stray_call_through_pybreaker_never_ends_an_opening(seconds: float) ->
 def test_transitions_made_on_pybreaker_itself_are_followed() -> None:
     """After pybreaker is opened directly, the breaker rejects and then recovers."""
     breaker, _ = make_breaker(HandClock(5.0))
-    straggler = let_in(breaker)
+    late_call = let_in(breaker)
     circuit_of(breaker).open()
     assert refused(breaker).retry_after == 60.0
-    assert straggler.settle(BreakerOutcome.SUCCESS).counted == "stale"
+    assert late_call.settle(BreakerOutcome.SUCCESS).counted == "stale"
     circuit_of(breaker).close()
     assert breaker.allows_calls()
     circuit_of(breaker).half_open()

@@ -231,7 +231,7 @@ def test_slow_calls_count_in_shadow_too() -> None:
 def test_calls_of_an_earlier_state_never_become_slow() -> None:
     """Calls from before the opening cannot fail the half-open round."""
     breaker, clock = make_breaker(slow_call=90.0, reset_timeout=60.0)
-    straggler = let_in(breaker)
+    late_call = let_in(breaker)
     fail(breaker, 3)
     clock.pass_(60.0)
     probe = let_in(breaker)
@@ -239,7 +239,7 @@ def test_calls_of_an_earlier_state_never_become_slow() -> None:
 
     assert breaker.metrics().state is BreakerState.HALF_OPEN
     assert probe.settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
-    assert straggler.settle(BreakerOutcome.FAILURE).counted == "stale"
+    assert late_call.settle(BreakerOutcome.FAILURE).counted == "stale"
 
 
 def test_a_timer_detects_slow_calls() -> None:

@@ -155,14 +155,14 @@ def test_a_woken_caller_that_does_not_take_its_place_hands_it_on_once() -> None:
     async def scenario() -> None:
         breaker = await due()
         (probe,) = probes(breaker, 1)
-        lookers = [Caller(breaker, breaker, "looks", "await") for _ in range(100)]
+        checking = [Caller(breaker, breaker, "looks", "await") for _ in range(100)]
         await run_ready_callbacks()
         probe.settle(BreakerOutcome.NEUTRAL)
         await run_ready_callbacks()
-        assert [caller.woken for caller in lookers] == [1] * 100
+        assert [caller.woken for caller in checking] == [1] * 100
         await asyncio.sleep(10.0)
-        assert [caller.woken for caller in lookers] == [1] * 100
-        for caller in lookers:
+        assert [caller.woken for caller in checking] == [1] * 100
+        for caller in checking:
             caller.task.cancel()
 
     run_virtual(scenario())
@@ -176,11 +176,11 @@ ENDINGS = st.sampled_from([BreakerOutcome.NEUTRAL, BreakerOutcome.NEUTRAL, Break
 @settings(max_examples=200, deadline=None)
 @given(
     places=st.integers(1, 3),
-    crowd=st.lists(st.tuples(KINDS, WAYS), min_size=1, max_size=12),
+    planned_callers=st.lists(st.tuples(KINDS, WAYS), min_size=1, max_size=12),
     endings=st.lists(st.lists(ENDINGS, min_size=1, max_size=3), min_size=1, max_size=12),
 )
 def test_no_place_is_free_while_a_caller_waits_for_one(
-    places: int, crowd: list[tuple[Kind, Way]], endings: list[list[BreakerOutcome]]
+    places: int, planned_callers: list[tuple[Kind, Way]], endings: list[list[BreakerOutcome]]
 ) -> None:
     """No wake-up is lost when woken callers are cancelled, only check, or fall back."""
 
@@ -188,7 +188,7 @@ def test_no_place_is_free_while_a_caller_waits_for_one(
         breaker, other = await due(places), await due()
         held = probes(breaker, places)
         probes(other, 1)
-        callers = [Caller(breaker, other, kind, way) for kind, way in crowd]
+        callers = [Caller(breaker, other, kind, way) for kind, way in planned_callers]
         await run_ready_callbacks()
         for round_ in endings:
             for verdict in round_:

@@ -93,10 +93,10 @@ def test_an_exhausted_quota_reported_late_extends_the_open_period_of_all(first: 
 
     async def scene(redis: FakeRedisCluster) -> None:
         async with started_workers(redis, 3) as workers:
-            straggler = await in_flight(workers[2])
+            late_call = await in_flight(workers[2])
             for _ in range(3):
                 await workers[0].request(first, retry_after=20.0)
-            straggler.settle(BreakerOutcome.TRIP, cause=Reason.QUOTA_EXHAUSTED, summary="429 QUOTA")
+            late_call.settle(BreakerOutcome.TRIP, cause=Reason.QUOTA_EXHAUSTED, summary="429 QUOTA")
             await messages_delivered()
             for worker in workers:
                 rejection = await worker.admit()
@@ -115,12 +115,12 @@ def test_an_exhausted_quota_seen_without_redis_is_shared_after_the_reconnect() -
 
     async def scene(redis: FakeRedisCluster) -> None:
         async with started_workers(redis, 2) as workers:
-            straggler = await in_flight(workers[1])
+            late_call = await in_flight(workers[1])
             await workers[0].fail(3)
             await messages_delivered()
             redis.stop()
             await messages_delivered()
-            straggler.settle(BreakerOutcome.TRIP, cause=Reason.QUOTA_EXHAUSTED)
+            late_call.settle(BreakerOutcome.TRIP, cause=Reason.QUOTA_EXHAUSTED)
             redis.restart(empty=False)
             await asyncio.sleep(5)
             for worker in workers:
@@ -135,13 +135,13 @@ def test_late_hints_and_fatal_failures_do_not_reopen_a_closed_breaker(hint: floa
 
     async def scene(redis: FakeRedisCluster) -> None:
         async with started_workers(redis, 2) as workers:
-            straggler = await in_flight(workers[1])
+            late_call = await in_flight(workers[1])
             await wait_until_probe_is_due(workers)
             await workers[0].request()
             await messages_delivered()
             assert states(workers) == {"closed"}
             verdict = BreakerOutcome.TRIP if hint is None else BreakerOutcome.THROTTLED
-            straggler.settle(verdict, cause=Reason.QUOTA_EXHAUSTED, retry_after=hint)
+            late_call.settle(verdict, cause=Reason.QUOTA_EXHAUSTED, retry_after=hint)
             await messages_delivered()
             assert (states(workers), shared(workers)) == ({"closed"}, {"closed"})
 

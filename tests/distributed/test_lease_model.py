@@ -170,7 +170,7 @@ class LeaseOracle:
         self.pass_time()
         return current and self.generation == generation
 
-    def doubt(self, worker: str, longest: float, *, current: bool) -> None:
+    def limit_period(self, worker: str, longest: float, *, current: bool) -> None:
         current = self.still(current)
         self.touch(worker)
         if current and self.state == "open":
@@ -451,7 +451,7 @@ class LeaseProtocol(RuleBasedStateMachine):
                 fatal = {**hint, "pause": micros(FATAL), "closes": False}
                 reply = self.take(OPEN, worker, known, **late, **fatal)
             case "doubt":
-                oracle.doubt(worker, 2 * PAUSE, current=current)
+                oracle.limit_period(worker, 2 * PAUSE, current=current)
                 reply = self.take(SHORTEN, worker, known, longest=micros(2 * PAUSE))
             case "leave":
                 oracle.leave(worker)

@@ -136,7 +136,7 @@ def test_the_confirming_probe_determines_the_period_of_all() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "period", "maximum", "believed"),
+    ("reason", "period", "maximum", "adopted"),
     [
         (Reason.RATE_LIMITED, 650.0, 600.0, True),
         (Reason.RATE_LIMITED, 660.0, 600.0, True),
@@ -147,7 +147,7 @@ def test_the_confirming_probe_determines_the_period_of_all() -> None:
     ],
 )
 def test_a_worker_adopts_only_periods_that_its_settings_allow(
-    reason: Reason, period: float, maximum: float, believed: bool
+    reason: Reason, period: float, maximum: float, adopted: bool
 ) -> None:
     """The limit is `reset_max` with jitter, or a day after a fatal failure."""
 
@@ -158,7 +158,7 @@ def test_a_worker_adopts_only_periods_that_its_settings_allow(
             await other.coordinator.ready()
             await sender.request(reason, retry_after=period)
             await messages_delivered()
-            if believed:
+            if adopted:
                 assert left(other) == pytest.approx(period, abs=0.2)
             else:
                 assert other.breaker.allows_calls()

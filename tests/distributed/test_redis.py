@@ -129,8 +129,8 @@ def test_a_redis_with_slow_answers_is_not_waited_for(server: RedisServer) -> Non
     run_loop_scenario(scene())
 
 
-@pytest.mark.parametrize("trouble", ["full", "read-only"])
-def test_a_redis_that_rejects_writes_fails_no_call(trouble: str) -> None:
+@pytest.mark.parametrize("fault", ["full", "read-only"])
+def test_a_redis_that_rejects_writes_fails_no_call(fault: str) -> None:
     """Redis is full, or became a replica: every call is served, and the client reconnects
     afterwards.
     """
@@ -140,7 +140,7 @@ def test_a_redis_that_rejects_writes_fails_no_call(trouble: str) -> None:
     }
 
     async def scene(server: RedisServer) -> None:
-        wrong, right = commands[trouble]
+        wrong, right = commands[fault]
         scenario = LoopScenario(server.url)
         async with scenario.client:
             await scenario.ask()

@@ -467,7 +467,7 @@ def test_a_day_of_faults_on_virtual_time() -> None:
 def test_a_share_of_faults_depends_on_the_seed() -> None:
     """Half of the requests fail, the same ones for the same seed."""
 
-    async def struck(both: Wired) -> list[bool]:
+    async def failed_requests(both: Wired) -> list[bool]:
         both.app.openai.set(faults.overload(0.5))
         for _ in range(40):
             with contextlib.suppress(openai.InternalServerError):
@@ -475,7 +475,7 @@ def test_a_share_of_faults_depends_on_the_seed() -> None:
         return [seen.fault is not None for seen in both.app.openai.requests]
 
     first, again, other = (
-        run_with_emulator_virtually(struck, Emulator(picture="tiny", seed=seed))
+        run_with_emulator_virtually(failed_requests, Emulator(picture="tiny", seed=seed))
         for seed in (1, 1, 2)
     )
     assert first == again != other

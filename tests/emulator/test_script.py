@@ -191,8 +191,8 @@ def test_a_window_applies_from_its_start_until_before_its_end(
     plan = FaultPlan(random.Random(0))
     plan.add_windows([(start, start + length, Fault("window"))], None, origin)
     now = origin + offset
-    struck = start <= now - origin < start + length
-    assert (_name(plan, now) == "window") == struck
+    found = start <= now - origin < start + length
+    assert (_name(plan, now) == "window") == found
 
 
 def test_windows_without_an_origin_count_from_the_first_request() -> None:

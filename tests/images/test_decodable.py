@@ -204,13 +204,13 @@ def test_a_damaged_avif_is_handled(data: st.DataObject) -> None:
     damaged = bytearray(AVIF)
     for _ in range(data.draw(st.integers(1, 4))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
-    torn = bytes(damaged[: data.draw(st.integers(12, len(damaged)))])
+    damaged_data = bytes(damaged[: data.draw(st.integers(12, len(damaged)))])
 
     try:
-        result = simple_avif(torn, 10_000)
+        result = simple_avif(damaged_data, 10_000)
     except UnusableImageError:
         return
-    assert len(result) == len(torn)
+    assert len(result) == len(damaged_data)
 
 
 def test_an_avif_with_too_many_extents_is_refused() -> None:

@@ -306,10 +306,12 @@ def test_any_damage_leads_to_an_image_or_the_documented_error(
     damaged = bytearray(encoded(picture(40, 60), form))
     for _ in range(data.draw(st.integers(0, 3))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
-    torn = bytes(damaged[: data.draw(st.integers(0, len(damaged)))])
+    damaged_data = bytes(damaged[: data.draw(st.integers(0, len(damaged)))])
 
     try:
-        result = fitted(torn, ratio="1:1", mode="exact", limits=ImageLimits(max_pixels=100_000))
+        result = fitted(
+            damaged_data, ratio="1:1", mode="exact", limits=ImageLimits(max_pixels=100_000)
+        )
     except UnusableImageError:
         return
     assert result.width == result.height or min(result.width, result.height) == 1

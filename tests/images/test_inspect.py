@@ -131,10 +131,10 @@ def test_a_truncated_image_is_detected(case: str) -> None:
     """One or nearly all missing bytes at the end are detected without decoding."""
     data, mime = ENCODINGS[case]
 
-    torn = [data[:at] for at in range(len(data)) if sniff_mime(data[:at]) == mime]
+    damaged_data = [data[:at] for at in range(len(data)) if sniff_mime(data[:at]) == mime]
 
-    assert len(torn) > len(data) - 13  # the type of fewer bytes is unknown
-    assert not any(is_complete(each) or is_intact(each) for each in torn)
+    assert len(damaged_data) > len(data) - 13  # the type of fewer bytes is unknown
+    assert not any(is_complete(each) or is_intact(each) for each in damaged_data)
 
 
 def test_finding_the_end_of_an_image_is_fast() -> None:

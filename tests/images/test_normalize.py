@@ -395,11 +395,12 @@ def test_any_damage_leads_to_an_image_or_the_documented_error(
     damaged = bytearray(GOOD[case] if case in GOOD else SAMPLES[case])
     for _ in range(data.draw(st.integers(1, 4))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
-    torn = bytes(damaged[: data.draw(st.integers(len(damaged) // 2, len(damaged)))])
+    damaged_data = bytes(damaged[: data.draw(st.integers(len(damaged) // 2, len(damaged)))])
 
     try:
         result = normalize(
-            with_checksums(torn) if torn[:4] == b"\x89PNG" else torn, max_pixels=200_000
+            with_checksums(damaged_data) if damaged_data[:4] == b"\x89PNG" else damaged_data,
+            max_pixels=200_000,
         )
     except UnusableImageError:
         return

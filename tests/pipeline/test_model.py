@@ -119,9 +119,11 @@ def script(provider: FakeProvider, steps: list[tuple[Any, float, int]]) -> None:
             provider.fail(outcome, times=times, latency=latency, status=503, retry_after=hint)
 
 
-def run_callers(google: Any, openai: Any, crowd: list[Caller], **options: Any) -> ObservedCalls:
+def run_callers(
+    google: Any, openai: Any, planned_callers: list[Caller], **options: Any
+) -> ObservedCalls:
     """Run the callers with the scripted providers, and record events."""
-    seen = ObservedCalls(crowd, [])
+    seen = ObservedCalls(planned_callers, [])
 
     async def call(client: ImageClient, caller: Caller) -> None:
         loop = asyncio.get_running_loop()
@@ -148,7 +150,7 @@ def run_callers(google: Any, openai: Any, crowd: list[Caller], **options: Any) -
             breaker_reset_timeout=RESET, max_retries=RETRIES, **ONE_AT_A_TIME, **options
         )
         async with ImageClient(knobs, providers=providers, sinks=[sink]) as client:
-            await asyncio.gather(*(call(client, caller) for caller in crowd))
+            await asyncio.gather(*(call(client, caller) for caller in planned_callers))
             for route in client.snapshot()["routes"]:
                 assert (route["queue"]["in_flight"], route["queue"]["waiting"]) == (0, 0)
                 assert route["breaker"]["probes_in_flight"] == 0
@@ -252,7 +254,7 @@ def check_all(seen: ObservedCalls, half_open: int) -> None:
 random_scenarios = given(
     google=scripts,
     openai=scripts,
-    crowd=callers,
+    planned_callers=callers,
     half_open=st.integers(1, 3),
     slots=st.integers(1, 4),
     ipm=st.sampled_from([10, 60, 6000]),
@@ -262,19 +264,19 @@ random_scenarios = given(
 @settings(max_examples=150, deadline=None)
 @random_scenarios
 def test_random_scenarios_follow_the_rules(
-    google: Any, openai: Any, crowd: list[Caller], half_open: int, slots: int, ipm: int
+    google: Any, openai: Any, planned_callers: list[Caller], half_open: int, slots: int, ipm: int
 ) -> None:
     """With random failures and cancellations, all rules hold and nothing leaks."""
     options = {"breaker_half_open_calls": half_open, "max_concurrent": slots, "ipm": ipm}
-    check_all(run_callers(google, openai, crowd, **options), half_open)
+    check_all(run_callers(google, openai, planned_callers, **options), half_open)
 
 
 @pytest.mark.slow
 @settings(max_examples=5000, deadline=None)
 @random_scenarios
 def test_many_random_scenarios_follow_the_rules(
-    google: Any, openai: Any, crowd: list[Caller], half_open: int, slots: int, ipm: int
+    google: Any, openai: Any, planned_callers: list[Caller], half_open: int, slots: int, ipm: int
 ) -> None:
     """All rules hold for thousands of random scenarios."""
     options = {"breaker_half_open_calls": half_open, "max_concurrent": slots, "ipm": ipm}
-    check_all(run_callers(google, openai, crowd, **options), half_open)
+    check_all(run_callers(google, openai, planned_callers, **options), half_open)

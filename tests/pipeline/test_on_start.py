@@ -106,12 +106,12 @@ def raises() -> None:
     raise RuntimeError("mine")
 
 
-class Odd(BaseException):
+class OtherBaseException(BaseException):
     """A BaseException that neither is an Exception nor ends the program."""
 
 
 def raises_odd() -> None:
-    raise Odd
+    raise OtherBaseException
 
 
 def raises_cancelled() -> None:
@@ -127,7 +127,7 @@ async def async_raises() -> None:
 
 
 async def async_odd() -> None:
-    raise Odd
+    raise OtherBaseException
 
 
 async def async_group() -> None:
@@ -234,7 +234,7 @@ def test_the_end_of_the_program_passes(ending: BaseException) -> None:
     run_scenario(scene, **FAST)
 
 
-async def stubborn() -> None:
+async def ignore_cancellation() -> None:
     """Ignore the first cancellation for an hour."""
     try:
         await asyncio.Event().wait()
@@ -255,7 +255,7 @@ def test_a_callback_that_ignores_cancellation_does_not_delay_the_call(how: str) 
         if how == "failed":
             scenario.google.fail(Reason.INVALID_REQUEST, status=400, latency=1.0)
         call = asyncio.create_task(
-            scenario.ask(on_start=stubborn, deadline=1.0 if how == "deadline" else None)
+            scenario.ask(on_start=ignore_cancellation, deadline=1.0 if how == "deadline" else None)
         )
         if how == "cancelled":
             await asyncio.sleep(1)

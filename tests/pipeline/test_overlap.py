@@ -33,7 +33,7 @@ async def error_of(call: asyncio.Task[ImageResult]) -> ImageGenerationError:
     return caught.value
 
 
-class Stubborn(FakeProvider):
+class IgnoresCancellation(FakeProvider):
     """A provider that takes some seconds to end when it is cancelled."""
 
     def __init__(self, name: str, seconds: float) -> None:
@@ -937,7 +937,7 @@ def test_a_displaced_request_counts_as_cut_short_even_if_its_caller_leaves_then(
 
     run_overlap(
         scene,
-        google=Stubborn("google", 0.5),
+        google=IgnoresCancellation("google", 0.5),
         routes=THREE_ROUTES,
         openai_timeout=40,
         hedge_after=5,
@@ -1181,7 +1181,7 @@ def test_a_provider_that_ignores_its_cancellation_delays_the_image_for_a_second(
 
     run_overlap(
         scene,
-        google=Stubborn("google", 4.0),
+        google=IgnoresCancellation("google", 4.0),
         hedge_after=5,
         hedge_budget=1,
         openai_timeout=5,
@@ -1224,7 +1224,7 @@ def test_an_image_that_arrives_while_a_probe_ends_at_its_limit_is_delivered() ->
         )
 
     for on_timeout in ("keep", "abandon"):
-        run_overlap(scene, google=Stubborn("google", 1.0), on_timeout=on_timeout)
+        run_overlap(scene, google=IgnoresCancellation("google", 1.0), on_timeout=on_timeout)
 
 
 def test_sibling_routes_share_the_slots_of_their_provider() -> None:

@@ -60,7 +60,7 @@ class Step:
     latency: float
     """Seconds; infinite for a request that hangs."""
     times: int = 1
-    stubborn: bool = False
+    slow_to_end: bool = False
     """Whether the provider is slow to end a request that is cancelled."""
 
 
@@ -69,7 +69,7 @@ steps = st.builds(
     outcome=st.sampled_from([None, None, None, *FAILURES]),
     latency=st.sampled_from([0.0, 0.1, 1.0, 3.0, 6.0, 12.0, 19.0, 30.0, math.inf]),
     times=st.integers(1, 3),
-    stubborn=st.sampled_from([False, False, False, True]),
+    slow_to_end=st.sampled_from([False, False, False, True]),
 )
 
 
@@ -128,7 +128,7 @@ class Watched:
     sent: Counter[str] = field(default_factory=Counter)
     images: Counter[str] = field(default_factory=Counter)
     """Images that were delivered to the client, by prompt."""
-    stubborn: bool = False
+    slow_to_end: bool = False
     """Whether a cancelled request took its time to end."""
 
     def enter(self, prompt: str) -> None:
@@ -159,8 +159,8 @@ class ScriptedProvider:
         try:
             await _pass(step.latency)
         except asyncio.CancelledError:
-            if step.stubborn:
-                self._watched.stubborn = True
+            if step.slow_to_end:
+                self._watched.slow_to_end = True
                 await asyncio.sleep(SLOW_TO_END)
             raise
         finally:
@@ -218,7 +218,7 @@ async def one_call(client: ImageClient, seen: Observed, number: int, caller: Cal
         asyncio.get_running_loop().call_later(caller.leaves_after, task.cancel)
     await asyncio.wait({task}, timeout=10_000)
     assert task.done()
-    slack = TINY + (1.0 if seen.watched.stubborn else 0.0)
+    slack = TINY + (1.0 if seen.watched.slow_to_end else 0.0)
     if caller.deadline is not None:
         assert now() - began <= caller.deadline + slack
     if caller.leaves_after is not None:
@@ -233,7 +233,7 @@ async def one_call(client: ImageClient, seen: Observed, number: int, caller: Cal
 async def run_model(
     made: Settings,
     scripts: Sequence[Sequence[Step]],
-    crowd: Sequence[Caller],
+    planned_callers: Sequence[Caller],
     closes_after: float | None,
 ) -> None:
     """Run the callers, close the client, and check everything that is observed."""
@@ -248,7 +248,9 @@ async def run_model(
     for breaker in client.breakers.values():
         watch_permits(breaker, seen.permits)
     async with client:
-        calls = asyncio.gather(*(one_call(client, seen, *each) for each in enumerate(crowd)))
+        calls = asyncio.gather(
+            *(one_call(client, seen, *each) for each in enumerate(planned_callers))
+        )
         if closes_after is not None:
             await asyncio.wait({calls}, timeout=None if math.isinf(closes_after) else closes_after)
             seen.closed = not calls.done()
@@ -257,7 +259,7 @@ async def run_model(
         if closes_after is None:  # hedged probes may still be in flight, for their limit at most
             await asyncio.sleep(max(LIMITS.values()) + TINY)
             assert not any(provider.in_flight for provider in providers)
-    if watched.stubborn:
+    if watched.slow_to_end:
         await asyncio.sleep(SLOW_TO_END + TINY)
     assert asyncio.all_tasks() == {asyncio.current_task()}
     assert all(permit.settled for permit in seen.permits)
@@ -276,7 +278,7 @@ def check_limits(
     kept = made.max_concurrent if made.on_timeout == "keep" else 0
     for provider in providers:
         assert provider.in_flight == 0
-        if not seen.watched.stubborn:  # else a kept request may still be ending
+        if not seen.watched.slow_to_end:  # else a kept request may still be ending
             assert provider.max_in_flight <= made.max_concurrent + kept
     for state in client.snapshot()["routes"]:
         assert (state["queue"]["in_flight"], state["queue"]["waiting"]) == (0, 0)
@@ -292,7 +294,7 @@ def check_requests(seen: Observed) -> None:
     assert len(started) == len(ended) == sum(seen.watched.sent.values())
     assert len({id(event.sent) for event in ended}) == len(ended)
     assert len({id(event.settlement) for event in ended}) == len(ended)
-    slack = TINY + (1.0 if seen.watched.stubborn else 0.0)
+    slack = TINY + (1.0 if seen.watched.slow_to_end else 0.0)
     keeps = seen.made.on_timeout == "keep"
     for event in ended:
         limit = LIMITS[event.provider]
@@ -362,7 +364,7 @@ any_scenario = given(
     routes=st.sampled_from(ROUTES),
     chosen=choices,
     scripts=st.tuples(*[st.lists(steps, max_size=5)] * 3),
-    crowd=callers,
+    planned_callers=callers,
     closes_after=st.sampled_from([None, None, math.inf, math.inf, 3.2, 10.5, 20.0]),
 )
 
@@ -371,7 +373,7 @@ def check(
     routes: list[str],
     chosen: dict[str, Any],
     scripts: Sequence[Sequence[Step]],
-    crowd: list[Caller],
+    planned_callers: list[Caller],
     closes_after: float | None,
 ) -> None:
     made = Settings(
@@ -380,7 +382,7 @@ def check(
         openai_timeout=LIMITS["openai"],
         **chosen,
     )
-    run_guarded(run_model(made, scripts, crowd, closes_after))
+    run_guarded(run_model(made, scripts, planned_callers, closes_after))
 
 
 @settings(max_examples=200, deadline=None)
@@ -389,11 +391,11 @@ def test_overlap_keeps_the_rules(
     routes: list[str],
     chosen: dict[str, Any],
     scripts: Sequence[Sequence[Step]],
-    crowd: list[Caller],
+    planned_callers: list[Caller],
     closes_after: float | None,
 ) -> None:
     """At most two requests of a call are in flight, and each is settled and recorded once."""
-    check(routes, chosen, scripts, crowd, closes_after)
+    check(routes, chosen, scripts, planned_callers, closes_after)
 
 
 @pytest.mark.slow
@@ -403,11 +405,11 @@ def test_overlap_keeps_the_rules_thousands_of_times(
     routes: list[str],
     chosen: dict[str, Any],
     scripts: Sequence[Sequence[Step]],
-    crowd: list[Caller],
+    planned_callers: list[Caller],
     closes_after: float | None,
 ) -> None:
     """The rules hold for thousands of examples."""
-    check(routes, chosen, scripts, crowd, closes_after)
+    check(routes, chosen, scripts, planned_callers, closes_after)
 
 
 # -- cancellation at every await ------------------------------------------------------------------

@@ -394,7 +394,7 @@ def test_adjustments_include_a_providers_prompt_hints() -> None:
 def test_an_incomplete_image_is_an_invalid_response() -> None:
     """A truncated image, or other data, with status 200 is retried."""
 
-    class Torn:
+    class Truncated:
         name = "google"
 
         def __init__(self, data: bytes) -> None:
@@ -409,7 +409,7 @@ def test_an_incomplete_image_is_an_invalid_response() -> None:
             """Nothing to close."""
 
     async def main(data: bytes) -> None:
-        google = Torn(data)
+        google = Truncated(data)
         async with ImageClient(Settings(**ALONE), providers=[google]) as client:
             with pytest.raises(Exception, match=PRO) as caught:
                 await client.generate("x", aspect_ratio="1:1")

@@ -168,7 +168,9 @@ def watch(breaker: CircuitBreaker, waiting: list[asyncio.Future[None]]) -> None:
     breaker.wait_for_change = noted  # type: ignore[method-assign]
 
 
-async def run_callers(made: Settings, plans: Sequence[Any], crowd: Sequence[Caller]) -> None:
+async def run_callers(
+    made: Settings, plans: Sequence[Any], planned_callers: Sequence[Caller]
+) -> None:
     """Run the callers; check how each call ends and that nothing leaks."""
     names = ("google", "openai", "local")
     used = {route.provider for route in made.routes}
@@ -179,7 +181,10 @@ async def run_callers(made: Settings, plans: Sequence[Any], crowd: Sequence[Call
     async with ImageClient(made, providers=providers) as client:
         for breaker in client.breakers.values():
             watch(breaker, waiting)
-        tasks = [asyncio.create_task(one_call(client, made, caller, crowd)) for caller in crowd]
+        tasks = [
+            asyncio.create_task(one_call(client, made, caller, planned_callers))
+            for caller in planned_callers
+        ]
         await asyncio.gather(*tasks)
         # A hedged probe goes on without its caller, for its time limit at most.
         await asyncio.sleep(max(made.per_call_timeout, made.openai_timeout))
@@ -196,7 +201,7 @@ async def run_callers(made: Settings, plans: Sequence[Any], crowd: Sequence[Call
 
 
 async def one_call(
-    client: ImageClient, made: Settings, caller: Caller, crowd: Sequence[Caller]
+    client: ImageClient, made: Settings, caller: Caller, planned_callers: Sequence[Caller]
 ) -> None:
     """Run one call, perhaps cancel it, and check its end."""
     await asyncio.sleep(caller.start)
@@ -209,7 +214,7 @@ async def one_call(
     if caller.leaves_after is not None:
         asyncio.get_running_loop().call_later(caller.leaves_after, task.cancel)
     deadline = made.deadline if caller.deadline is None else caller.deadline
-    bound = longest(made, len(crowd)) if deadline is None else deadline
+    bound = longest(made, len(planned_callers)) if deadline is None else deadline
     if caller.leaves_after is not None:
         bound = min(bound, caller.leaves_after)
     await asyncio.wait({task}, timeout=bound + 0.01)
@@ -244,14 +249,16 @@ def test_every_setting_that_a_call_depends_on_is_drawn() -> None:
     assert drawn | NO_PART == set(Settings.model_fields)
 
 
-def check(values: dict[str, Any], plans: Sequence[Any], crowd: Sequence[Caller]) -> None:
+def check(values: dict[str, Any], plans: Sequence[Any], planned_callers: Sequence[Caller]) -> None:
     made = startable(values)
     assume(made is not None)
     assert made is not None
-    run_guarded(run_callers(made, plans, crowd))
+    run_guarded(run_callers(made, plans, planned_callers))
 
 
-any_scenario = given(values=chosen, plans=st.tuples(scripts, scripts, scripts), crowd=callers)
+any_scenario = given(
+    values=chosen, plans=st.tuples(scripts, scripts, scripts), planned_callers=callers
+)
 
 DEFAULTS: dict[str, Any] = {
     **{name: Settings.model_fields[name].get_default() for name in CHOICES},
@@ -271,27 +278,27 @@ ONE_CALLER = [Caller(0.0, None, None, None, "1K")]
         "fallback_on": {Reason.OVERLOADED},
     },
     plans=([], [], []),
-    crowd=ONE_CALLER,
+    planned_callers=ONE_CALLER,
 )
 @example(  # the new route's clock began with it, and sees steps that the loop's time cannot show
     values={**DEFAULTS, "breaker_slow_call": 0.1, "routes": ["local:m"]},
     plans=([(HANG, 0.0, None, None)], [], []),
-    crowd=[Caller(142.06691290343926, None, None, "another-1", "1K")],
+    planned_callers=[Caller(142.06691290343926, None, None, "another-1", "1K")],
 )
 @settings(max_examples=200, deadline=None)
 @any_scenario
 def test_any_settings_end_every_call(
-    values: dict[str, Any], plans: Sequence[Any], crowd: list[Caller]
+    values: dict[str, Any], plans: Sequence[Any], planned_callers: list[Caller]
 ) -> None:
     """Every call ends within its deadline or a bound, nothing leaks, and no error is unknown."""
-    check(values, plans, crowd)
+    check(values, plans, planned_callers)
 
 
 @pytest.mark.slow
 @settings(max_examples=10_000, deadline=None)
 @any_scenario
 def test_any_settings_end_every_call_thousands_of_times(
-    values: dict[str, Any], plans: Sequence[Any], crowd: list[Caller]
+    values: dict[str, Any], plans: Sequence[Any], planned_callers: list[Caller]
 ) -> None:
     """Every call ends within its bound for thousands of examples."""
-    check(values, plans, crowd)
+    check(values, plans, planned_callers)

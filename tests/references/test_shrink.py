@@ -95,9 +95,9 @@ def test_references_that_cannot_fit_are_noted() -> None:
 
 def test_what_cannot_be_decoded_stays_as_it_is() -> None:
     """An image that cannot be decoded is passed on unchanged."""
-    torn = PHOTO[: len(PHOTO) // 2]
+    damaged = PHOTO[: len(PHOTO) // 2]
 
-    references, notes, given_in = shrunk(10, torn)
+    references, notes, given_in = shrunk(10, damaged)
 
     assert references[0] is given_in[0]
     assert len(notes) == 1

@@ -282,7 +282,7 @@ class FakeConnection:
         """Whether it never answers."""
         self.drops_answers = False
         """Whether scripts run, but their answers get lost."""
-        self._news: asyncio.Queue[bytes | StoreUnavailableError | None] = asyncio.Queue()
+        self._messages: asyncio.Queue[bytes | StoreUnavailableError | None] = asyncio.Queue()
         self._broken = False
 
     async def run(self, steps: Sequence[ScriptCall]) -> list[Any]:
@@ -304,23 +304,23 @@ class FakeConnection:
         return answers
 
     async def next_message(self) -> bytes | None:
-        news = await self._news.get()
-        if isinstance(news, StoreUnavailableError):
-            raise news
-        return news
+        message = await self._messages.get()
+        if isinstance(message, StoreUnavailableError):
+            raise message
+        return message
 
     async def ping(self) -> None:
         self.redis.trips += 1
         if not (self.stuck or self._broken):
-            self._news.put_nowait(None)
+            self._messages.put_nowait(None)
 
     def receive(self, message: bytes) -> None:
         if not (self.drops_messages or self.stuck or self._broken):
-            self._news.put_nowait(message)
+            self._messages.put_nowait(message)
 
     def break_off(self) -> None:
         self._broken = True
-        self._news.put_nowait(StoreUnavailableError("ConnectionError"))
+        self._messages.put_nowait(StoreUnavailableError("ConnectionError"))
 
     async def aclose(self) -> None:
         self._broken = True
