@@ -176,7 +176,7 @@ def read_model_file(path: Path) -> dict[str, ModelInfo]:
 
 
 def _explained(problem: ErrorDetails) -> str:
-    """Return the field, the value and what is allowed."""
+    """Return the field, the value and the allowed values."""
     path = [str(part) for part in problem["loc"] if part != "[key]"]
     field = f", {'.'.join(path)}" if path else ""
     if problem["type"] == "extra_forbidden":
@@ -226,7 +226,7 @@ def _model_info(name: str, row: _Row, path: str, changed: date) -> ModelInfo:
 
 
 def _basis(name: str, row: _Row) -> ModelInfo:
-    """Return the row whose fields hold where the file sets none.
+    """Return the row that provides the fields that the file does not set.
 
     Raises:
         ValueError: ``vendor`` or ``based_on`` is missing, or does not suit.

@@ -1,4 +1,4 @@
-"""Settings of each provider: its kind, account, address and limits, and the variables they are in.
+"""Settings of each provider: its kind, account, address, limits and variables.
 
 Google and OpenAI are built in. Any other name is declared by IMAGE_GEN_PROVIDER_<NAME>=kind, and is
 then used in IMAGE_GEN_ROUTES like the built-in names. Names are in upper case in variables, and in
@@ -88,7 +88,7 @@ class ProviderArguments(TypedDict, total=False):
 
 
 class _Kind(NamedTuple):
-    """An API that a provider can speak."""
+    """An API that a provider can use."""
 
     vendor: str
     """The vendor whose rows of the model table hold."""
@@ -158,12 +158,12 @@ class ProviderSettings(BaseModel):
 
     name: str
     kind: Annotated[ProviderKind, LowercaseStr]
-    """The API that it speaks."""
+    """The API that the provider uses."""
     api_key: Secret = None
     base_url: OptionalStr = None
     """The address of the API; None means the vendor's."""
     project: Secret = None
-    """Vertex AI: the project's ID or number. It is kept out of every text, like a key."""
+    """Vertex AI: the project's ID or number. It is redacted everywhere, like a key."""
     location: OptionalStr = None
     """Vertex AI: ``global``, ``us``, ``eu`` or a region."""
     credentials: OptionalStr = None
@@ -257,7 +257,7 @@ def provider_variables(name: str, kind: str) -> dict[str, tuple[str, ...]]:
 
 
 def check_names(names: Iterable[object], known: Iterable[str]) -> None:
-    """Check that names may be declared, and that the variables of each are its alone.
+    """Check that names may be declared, and that no two of them share a variable.
 
     Args:
         names: The names of providers, of which the built-in ones are allowed.

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EnvironmentSource",
-    "complain_of",
     "describe_errors",
     "environment_warnings",
     "field_variables",
+    "unknown_variable_warning",
 ]
 
 _PROVIDERS_ALIAS: Final = f"{DECLARATION}<NAME>"
@@ -50,7 +50,7 @@ class EnvironmentSource(EnvSettingsSource):
 
     def __init__(self, settings_cls: type[BaseSettings]) -> None:
         super().__init__(settings_cls)
-        # A field with variables of its own has no further one with our prefix.
+        # A field that names its variables has no default variable with our prefix.
         self.config = {**self.config, "populate_by_name": False}
         keep = {
             name.lower()
@@ -63,9 +63,9 @@ class EnvironmentSource(EnvSettingsSource):
         self.env_vars = {name: value for name, value in stripped if value or name in keep}
 
     def __call__(self) -> dict[str, Any]:
-        """Return the settings that the environment holds; a keyword argument replaces all of one.
+        """Return the settings of the environment; a keyword argument replaces a whole setting.
 
-        Providers have as many variables as there are names, so they have no alias each.
+        The variables of providers contain their names, so they cannot be aliases of a field.
         """
         found = super().__call__()
         # Values, also those of keyword arguments, are collected by their first alias.
@@ -141,10 +141,10 @@ def environment_warnings(settings_cls: type[BaseSettings], *, declared: bool) ->
         if name.upper().startswith(PREFIX) and name.upper() not in known and value.strip()
     )
     ignored = ignored_variables(os.environ) if declared else ()
-    return (*(complain_of(name, settings_cls) for name in unknown), *ignored)
+    return (*(unknown_variable_warning(name, settings_cls) for name in unknown), *ignored)
 
 
-def complain_of(unknown: str, settings_cls: type[BaseSettings]) -> str:
+def unknown_variable_warning(unknown: str, settings_cls: type[BaseSettings]) -> str:
     """Return a warning with the unknown variable's name, not its value, and the nearest known name.
 
     Names are compared without their common prefix, which would make all of them similar.

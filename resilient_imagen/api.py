@@ -131,9 +131,9 @@ def default_client() -> ImageClient:
 async def reset_default_client() -> None:
     """Forget this thread's default client and its state; the next use reads the environment.
 
-    Connections are closed before this returns, unless calls are in flight: those finish as if
-    nothing had happened, and the last of them closes the connections. Until then the limits hold
-    for the old client and for the next one separately.
+    Connections are closed before this returns, unless calls are in flight: those finish normally,
+    and the last of them closes the connections. Until then the limits hold for the old client and
+    for the next one separately.
     """
     client: ImageClient | None = getattr(_mine, "client", None)
     _mine.client = None
@@ -166,7 +166,7 @@ def _note(client: ImageClient) -> None:
         others = len(_clients)
         _clients.add(client)
     if others == 1:
-        client._warn(  # noqa: SLF001 - nobody else warns in a client's name
+        client._warn(  # noqa: SLF001 - the warning is an event of the client
             "second_default_client",
             f"thread {threading.current_thread().name} has made a second default client: limits "
             "and breakers are per thread now; resilient_imagen.sync has one client for all threads",
@@ -210,8 +210,8 @@ async def _begin(
         return default_client(), on_start, deadline
     try:
         async with asyncio.timeout(None) as scope:
-            # In threads: it takes a third of a second, and more on a busy machine. They are ours,
-            # for the application's may be busy with what others wait for.
+            # The import takes a third of a second or more, so it runs in separate threads: those of
+            # the application's executor may all be busy.
             if deadline is None:
                 deadline = await off_loop(_configured_deadline)
             if _is_seconds(deadline):
@@ -228,7 +228,7 @@ async def _begin(
 
 
 def _is_seconds(deadline: float | None) -> TypeGuard[float]:
-    """Tell whether time can be measured against it; others are refused, or set no limit."""
+    """Return whether a deadline is a positive, finite number of seconds."""
     return isinstance(deadline, int | float) and 0 < deadline < math.inf
 
 

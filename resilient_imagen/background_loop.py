@@ -1,4 +1,4 @@
-"""One event loop in a daemon thread, shared by all threads of the process, and calls that cross.
+"""One event loop in a daemon thread, shared by all threads of the process, and calls to it.
 
 `anyio.from_thread.BlockingPortal` does the same for most purposes. It is not used because a caller
 here must run callbacks while it waits, must be able to cancel a call at any moment of starting it,
@@ -48,7 +48,7 @@ class BackgroundLoop:
         self._at_exit = at_exit
         self._started: Future[asyncio.AbstractEventLoop] = Future()
         self._stopping: asyncio.Event
-        # An empty context: the variables of the thread that happens to call first are not others'.
+        # An empty context: the variables of the first calling thread must not apply to others.
         self._thread = threading.Thread(
             target=Context().run, args=(self._run,), name="resilient-imagen-loop", daemon=True
         )

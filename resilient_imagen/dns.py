@@ -92,10 +92,10 @@ class HostResolver:
             lookup = self._join(name)
             lookup.waiting.add(answer)
             good = self._last_good(name)
-        patience = lookup.asked_at + _STALE_AFTER - time.monotonic() if good else None
+        seconds = lookup.asked_at + _STALE_AFTER - time.monotonic() if good else None
         try:
             self._ensure_thread()
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(seconds):
                 return await asyncio.wrap_future(answer)
         except OSError as error:  # includes TimeoutError
             if good and getattr(error, "errno", None) not in _UNKNOWN_NAME:

@@ -17,7 +17,7 @@ from resilient_imagen._provider_settings import (
     read_providers,
     variables_of_providers,
 )
-from resilient_imagen._settings_source import complain_of, field_variables
+from resilient_imagen._settings_source import field_variables, unknown_variable_warning
 from resilient_imagen.errors import ConfigurationError
 from resilient_imagen.settings import Settings
 
@@ -87,7 +87,9 @@ def settings_from(variables: Mapping[str, str]) -> Settings:
         elif value.strip() or type(None) in _types_of(field):
             values[field] = value
     for unknown in others.keys() - set(variables_of_providers(others)):
-        raise ConfigurationError(complain_of(unknown, Settings).replace(" and is ignored", ""))
+        raise ConfigurationError(
+            unknown_variable_warning(unknown, Settings).replace(" and is ignored", "")
+        )
     if providers := read_providers({name.lower(): value for name, value in others.items()}):
         values["providers"] = providers
     return Settings(**values)

@@ -341,7 +341,7 @@ _FAMILIES: Final = (
 
 
 def find_model(name: str) -> ModelInfo | None:
-    """Return the row of a model, its own before that of the table; None if there is none."""
+    """Return a model's row, from IMAGE_GEN_MODELS or else from the table; None if there is none."""
     own = name.row if isinstance(name, ModelName) else None
     return MODELS.get(name) if own is None else own
 
@@ -360,11 +360,11 @@ def successor(name: str, today: date) -> str | None:
     A name is replaced from the day of its retirement on; ``today`` is the current date.
     """
     row = find_model(name)
-    heir = None
+    replacement = None
     while row is not None and row.retired_on is not None and row.retired_on <= today:
-        heir = row.successor
-        row = find_model(heir) if heir else None
-    return heir
+        replacement = row.successor
+        row = find_model(replacement) if replacement else None
+    return replacement
 
 
 def get_model(vendor: str, name: str) -> ModelInfo | None:
@@ -508,7 +508,7 @@ def supported_options(vendor: str, model: str, options: Collection[str]) -> froz
 
 
 def _row(model: str, vendor: str) -> ModelInfo:
-    """Return the model's row, else the row that a model of such a name is treated by."""
+    """Return the model's row, else the row that applies to models of such a name."""
     row = find_model(model)
     if row is not None and row.vendor == vendor:
         return row

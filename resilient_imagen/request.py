@@ -63,9 +63,9 @@ MAX_SEED: Final = 2**31 - 1
 class RequestOptions(TypedDict, total=False):
     """Options of what is requested.
 
-    None means that an option is not requested. Each option goes to every vendor that has it. A
-    vendor that does not have it serves the request without it, and ``adjustments`` says so. A value
-    that is not allowed raises InvalidRequestError before anything is sent.
+    None means that an option is not requested. Each option is sent to every vendor that supports
+    it. Other vendors serve the request without it, and ``adjustments`` lists it. A value that is
+    not allowed raises InvalidRequestError before anything is sent.
     """
 
     n: int | None

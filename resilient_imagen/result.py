@@ -76,7 +76,7 @@ class ImageDict(TypedDict):
     latency_s: float
     """Seconds the whole call took, queueing, retries and fallback included."""
     adjustments: list[str]
-    """What was changed, in words."""
+    """The changes, one sentence each."""
     images: NotRequired[list[EncodedImage]]
     """All delivered images, if more than one was requested; the first is ``image_base64``, too."""
 
@@ -104,8 +104,8 @@ class Attempt:
     """Images that it delivered, if it succeeded."""
     silent: bool = False
     """True if previews were requested and the vendor sent nothing, not even the headers of the
-    stream, in the first 10 seconds: it had not taken the request up. A request that is only slow
-    has headers by then."""
+    stream, in the first 10 seconds. The vendor has then probably not begun to process the request:
+    a slow request has headers by then."""
 
 
 @dataclass(frozen=True)

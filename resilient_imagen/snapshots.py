@@ -49,7 +49,7 @@ class RouteSnapshot(TypedDict):
     provider: str
     model: str
     off: str | None
-    """Why this configured route is not used, such as a missing key; None if it is used."""
+    """The cause for which this configured route is not used, such as a missing key, or None."""
     breaker: BreakerSnapshot
     """Its circuit breaker; forced open if the route is off."""
     queue: QueueSnapshot
@@ -124,7 +124,7 @@ class OrderSnapshot(TypedDict):
     target: str
     """A route, a provider's name, or a variable."""
     value: str | None
-    """What the variable is set to; None for a route."""
+    """The new value of the variable; None for a route."""
     by: str
     why: str
     left_s: float

@@ -7,12 +7,14 @@ first call and stops at exit.
 - Context variables of the calling thread (``call_options``, the current span, structlog's) are in
   force for its calls.
 - ``on_start`` and ``on_progress`` are called in the calling thread. If one is slow, the call
-  returns later; the image is made meanwhile. What an async one returns is awaited on a loop of that
-  thread (in a thread beside it, if a loop is running there, as in a notebook). When the image is
-  there, ``on_start`` is cancelled, ``on_progress`` 10 seconds later. What they raise is logged.
+  returns later; the image is made meanwhile. The coroutine of an async one is awaited on a loop of
+  that thread (in a thread beside it, if a loop is running there, as in a notebook). When the image
+  is there, ``on_start`` is cancelled, ``on_progress`` 10 seconds later. Their exceptions are
+  logged.
 - An exception that interrupts the wait, such as KeyboardInterrupt or Celery's
   SoftTimeLimitExceeded, cancels the call, closes its connection and is raised within a second.
-- A call blocks its thread, also where an event loop is running in it: then that loop stands still.
+- A call blocks its thread, also where an event loop is running in it: that loop is blocked
+meanwhile.
   On the loop of this module (in a provider's method) it raises a RuntimeError.
 - A forked child has a loop and clients of its own, and leaves its parent's connections alone.
 - Python starts no threads once the main thread has ended: other threads have to be joined before.
@@ -226,9 +228,9 @@ def default_client() -> ImageClient:
 def reset_default_client() -> None:
     """Forget the default client and all its state; the next use reads the environment.
 
-    Connections are closed before this returns, unless calls are in flight: those finish as if
-    nothing had happened, and the last of them closes the connections. Until then the limits hold
-    for the old client and for the next one separately.
+    Connections are closed before this returns, unless calls are in flight: those finish normally,
+    and the last of them closes the connections. Until then the limits hold for the old client and
+    for the next one separately.
     """
     if has_background_loop():
         _run(api.reset_default_client)
@@ -492,8 +494,7 @@ class ImageClient:
     def retire(self) -> None:
         """Take no more calls; close once those in flight are over, at once if there are none.
 
-        Calls in flight finish as if nothing had happened, and this returns without waiting for
-        them.
+        Calls in flight finish normally, and this returns without waiting for them.
         """
         _run(lambda: self._client().retire())
 
@@ -669,7 +670,7 @@ def _of_default_client() -> ImageClient:
 
 
 _default: Final = _of_default_client()
-"""Whichever client is the default one when a method is called."""
+"""The client that is the default one when a method is called."""
 
 
 def _generate(

@@ -57,15 +57,18 @@ class ProgressRelay:
                 answer = self._on_progress(event)
                 if isawaitable(answer):
                     _await_here(
-                        answer, self._call.ended, name="on_progress", patience=self._patience()
+                        answer,
+                        self._call.ended,
+                        name="on_progress",
+                        grace=self._remaining_seconds(),
                     )
-                    self._gave_up = not self._patience()
+                    self._gave_up = not self._remaining_seconds()
             except BaseException as error:
                 if ends_the_program(error):
                     raise
                 log_callback_failure(error)
 
-    def _patience(self) -> float:
+    def _remaining_seconds(self) -> float:
         """Return the seconds after the call that are left for an async callback's events."""
         if self._call.ended_at is None:
             return SECONDS_AFTER_CALL
@@ -86,7 +89,7 @@ def _await_here(
     ended: Future[None],
     *,
     name: str = "on_start",
-    patience: float = 0.0,
+    grace: float = 0.0,
 ) -> None:
     """Await a callback's answer in this thread, or beside it if a loop is running here.
 
@@ -94,13 +97,13 @@ def _await_here(
         answer: The answer; it is cancelled after its call.
         ended: Resolved when the call has ended.
         name: The callback's name in log lines.
-        patience: Seconds for which the answer may go on after its call.
+        grace: Seconds for which the answer may go on after its call.
     """
 
     def run() -> None:
         # With a factory the runner leaves the thread's current loop as it is.
         with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
-            runner.run(_beside(answer, ended, name, patience))
+            runner.run(_beside(answer, ended, name, grace))
 
     try:
         asyncio.get_running_loop()
@@ -114,9 +117,7 @@ def _await_here(
         thread.join()
 
 
-async def _beside(
-    answer: Awaitable[object], ended: Future[None], name: str, patience: float
-) -> None:
+async def _beside(answer: Awaitable[object], ended: Future[None], name: str, grace: float) -> None:
     done = asyncio.Event()
 
     async def wait() -> None:
@@ -129,7 +130,7 @@ async def _beside(
     hook.fire()
     loop = asyncio.get_running_loop()
     over = asyncio.wrap_future(ended)
-    over.add_done_callback(lambda _: loop.call_later(patience, done.set))
+    over.add_done_callback(lambda _: loop.call_later(grace, done.set))
     try:
         await done.wait()
     finally:

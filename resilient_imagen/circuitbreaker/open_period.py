@@ -67,7 +67,7 @@ def valid_hint(seconds: object) -> float | None:
     """Return a server's hint in seconds, at most MAX_HINT.
 
     Returns:
-        None for zero, a negative or absurd number, NaN, infinity, or a value that is not a number.
+        None for zero, a negative or unreasonably large number, NaN, infinity, or another type.
     """
     if not isinstance(seconds, int | float) or isinstance(seconds, bool):
         return None

@@ -298,7 +298,7 @@ class BreakerStateMachine:
         elif state is _CLOSED:
             self.consecutive_openings = 0
             if self.open_period is None or not self.open_period.closes:
-                self.rule.clear()  # a hint does not invalidate the counts from before it
+                self.rule.clear()  # counts from before a hint remain valid
             self._set_open_period(None)
         elif self.open_period is not None:
             self._set_open_period(self.open_period._replace(closes=False))

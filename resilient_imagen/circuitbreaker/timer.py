@@ -25,7 +25,7 @@ class Clock:
 
     Loops may follow one another. If the next loop starts at an earlier time (a virtual loop starts
     at 0), the clock continues from its last value. A thread without a loop reads the time of the
-    last loop while that loop runs; if it has stopped, the clock stands still.
+    last loop while that loop runs; if it has stopped, the clock does not advance.
 
     Args:
         source: Replaces the loop's time, for use without a loop.
@@ -110,7 +110,7 @@ class Timer:
                 if self._due <= due < math.inf:
                     return  # it fires early and is set again: cheaper than a new timer per call
                 self._handle.cancel()
-            # A handle of another loop cannot be cancelled from here; its callback does no harm.
+            # A handle of another loop cannot be cancelled from here; its callback has no effect.
             self._handle = None
         if due < math.inf:
             self._loop, self._due = loop, due

@@ -23,7 +23,7 @@ __all__ = ["breaker"]
 
 
 class Action(StrEnum):
-    """What to do with a circuit."""
+    """The action on a circuit."""
 
     OPEN = "open"
     CLOSE = "close"

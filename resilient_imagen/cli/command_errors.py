@@ -40,7 +40,7 @@ FAILED: Final = 1
 BAD_INPUT: Final = 2
 """Exit code: the command, its files or a setting is wrong; nothing was sent."""
 _INTERRUPTED: Final = 130
-"""Exit code: Ctrl-C, as shells report it."""
+"""Exit code after Ctrl-C, by the convention of shells."""
 
 _EXTRAS: Final = {
     "h11": "emulator",
@@ -67,7 +67,7 @@ class CommandError(Exception):
 
 
 def warn(line: str) -> None:
-    """Print one line on standard error; a closed one is ignored."""
+    """Print one line on standard error; a closed standard error is ignored."""
     with contextlib.suppress(OSError):
         echo(f"resilient-imagen: {one_line(line)}", err=True)
 
@@ -152,8 +152,8 @@ def advised(line: str, error: ImageGenerationError) -> str:
         if each.reason in _ABOUT_THE_KEY and each.vendor_message
     }
     keys = keys_to_check(error)
-    said = [f'{provider} says "{message}"' for provider, message in words.items()]
-    return "; ".join([line, *said, *([f"check {' and '.join(keys)}"] if keys else [])])
+    messages = [f'{provider} says "{message}"' for provider, message in words.items()]
+    return "; ".join([line, *messages, *([f"check {' and '.join(keys)}"] if keys else [])])
 
 
 def _route_errors(error: ImageGenerationError) -> Sequence[ImageGenerationError]:

@@ -98,13 +98,13 @@ def demo_emulator() -> Emulator:
 
 @dataclass(slots=True)
 class DemoRun:
-    """Runs the phases and records what happens; a sink of the client."""
+    """Runs the phases and records them, as a sink of the client."""
 
     app: Emulator
     on_image: Callable[[DemoImage], None] = lambda _: None
     """Called with each image that is done."""
     phase: str | None = None
-    """The one that runs; None before the first."""
+    """The running phase; None before the first one."""
     waiting: bool = False
     """Whether the next phase waits until the breaker admits a probe."""
     images: list[DemoImage] = field(
@@ -113,13 +113,13 @@ class DemoRun:
         ]
     )
     transitions: list[tuple[str | None, events.BreakerChanged]] = field(default_factory=list)
-    """With the phase in which each happened."""
+    """Each with its phase."""
     skipped: int = 0
     """Calls that the open breaker sent to the next route."""
     wasted: int = 0
     """Requests that reached Google while it could not serve."""
     landmarks: dict[str, DemoImage] = field(default_factory=dict)
-    """Images whose traces are worth looking at, by what they show."""
+    """Images whose traces are examples, by their topic."""
 
     inline = True
 

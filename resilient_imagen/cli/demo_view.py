@@ -105,7 +105,7 @@ def _line(image: DemoImage) -> str:
 
 
 def show_breaker(console: Console, run: DemoRun) -> None:
-    """Print what the breaker did, in order."""
+    """Print the breaker's transitions in order."""
     console.print("What the circuit breaker of Google did:")
     for phase, event in run.transitions:
         if event.provider == "google":

@@ -1,4 +1,4 @@
-"""Files that commands write: complete or not at all, and known to be writable beforehand.
+"""Files that commands write: written completely or not at all, and checked beforehand.
 
 A file is written under a random name beside its path and then renamed, so that no other file is
 touched and no symbolic link is followed.

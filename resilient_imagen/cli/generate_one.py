@@ -1,4 +1,4 @@
-"""``generate`` with a prompt: request an image, save it, and print how it came about."""
+"""``generate`` with a prompt: request an image, save it, and print its origin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Orders on the command line: from options to an order, to its place, and the answer for people."""
+"""Orders on the command line: parse options, store the order, and print the answer."""
 
 from __future__ import annotations
 
@@ -61,17 +61,17 @@ FilePath = Annotated[
 
 
 class Given(NamedTuple):
-    """An order that was given, and how it is obeyed."""
+    """An issued order and the answer of the processes."""
 
     order: Order
     answer: str
-    """How it is obeyed, in words."""
+    """A sentence about the processes that obey."""
     is_obeyed: bool
-    """Whether that is as meant."""
+    """Whether all processes obey."""
 
 
 class OrderPlace(Protocol):
-    """Where orders are left for running processes."""
+    """The place where running processes find orders: Redis or a file."""
 
     @property
     def shown(self) -> str:
@@ -179,7 +179,7 @@ class _File(NamedTuple):
 
 
 def open_place(redis_url: str | None, control_file: Path | None) -> tuple[OrderPlace, Settings]:
-    """Return where orders go, by the options or else by the environment.
+    """Return the place of orders, by the options or else by the environment.
 
     Raises:
         CommandError: No place is named, or two are.
@@ -209,7 +209,7 @@ def open_place(redis_url: str | None, control_file: Path | None) -> tuple[OrderP
 
 
 def send(place: OrderPlace, draft: Order) -> None:
-    """Issue an order, and print what it is and how it is obeyed."""
+    """Issue an order, and print it and the answer."""
     order, answer, is_obeyed = place.put(draft)
     if not is_obeyed:
         warn(f"{order}: {answer}")
@@ -219,7 +219,7 @@ def send(place: OrderPlace, draft: Order) -> None:
 
 
 def warn_of_distrusted(count: int) -> None:
-    """Print how many orders are not shown for their signatures, if there are any."""
+    """Print the number of orders that are hidden because of their signatures, if there are any."""
     if count:
         orders = "1 order is" if count == 1 else f"{count} orders are"
         warn(f"{orders} not shown: not signed with the IMAGE_GEN_CONTROL_SECRET of this shell")
@@ -241,7 +241,7 @@ def lifetime(text: str) -> int:
 
 
 def span(seconds: float) -> str:
-    """Return a time as people say it."""
+    """Return a time in words."""
     for unit, size in (("s", 1), ("min", 60)):
         if seconds < 120 * size:
             return f"{seconds / size:.0f} {unit}"

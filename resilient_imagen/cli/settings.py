@@ -34,7 +34,7 @@ _LIMIT: Final = re.compile(r"IMAGE_GEN_([A-Z0-9_]+)_(?:IPM|MAX_CONCURRENT|TIMEOU
 
 
 class Action(StrEnum):
-    """What to do with settings."""
+    """The action on settings."""
 
     SHOW = "show"
     SET = "set"
@@ -102,7 +102,7 @@ def _draft(action: Action, assignment: str, lasts: str, why: str) -> Order:
 
 
 class _Row(NamedTuple):
-    """One setting, as it is shown."""
+    """One row of the table of settings."""
 
     variable: str
     value: str

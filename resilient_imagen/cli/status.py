@@ -1,4 +1,4 @@
-"""``resilient-imagen status``: the breakers and the pace that all processes share."""
+"""``resilient-imagen status``: the breakers and rate limits that all processes share."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def _read(address: Address) -> FleetStatus:
 
 
 def _sentence(shared: SharedOrder) -> str:
-    """Return an order, its author, what is left of it, and which workers obey."""
+    """Return a sentence: order, author, remaining time, and the workers that obey."""
     order = shared.order
     why = f" ({order.why})" if order.why else ""
     names = ", ".join(worker for worker, code in shared.codes.items() if code != "ok")

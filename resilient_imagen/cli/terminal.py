@@ -29,7 +29,7 @@ _UNSAFE: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _KEPT: Final = frozenset("\n\t\u200c\u200d")
 """The joiners, of category Cf, are part of Persian, Hindi and emoji spelling."""
 _LONGEST: Final = 2_000
-"""Characters of a line about something untrusted; the rest is counted."""
+"""Maximum characters of a line of untrusted text; further ones are counted."""
 
 
 def printable(text: str) -> str:

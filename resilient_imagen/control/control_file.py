@@ -1,8 +1,8 @@
 """Control file: orders for the processes of one machine, in a JSON file that they re-read.
 
-A thread looks at the file once a second, so that a slow disk delays no call. The file contains
-``{"orders": [...]}``, each as in ``Order.to_json``; ends are reckoned by the system's clock. The
-answers of the processes are in a folder beside it (see ``file_answers``).
+A thread checks the file once a second, so a slow disk does not delay calls. The file contains
+``{"orders": [...]}``, each as in ``Order.to_json``; their ends are computed by the system's clock.
+The answers of the processes are in a folder beside it (see ``file_answers``).
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ __all__ = ["NAMESPACE", "ControlFile", "FileContent", "read_orders", "write_orde
 NAMESPACE: Final = "file"
 """The namespace of signatures in control files."""
 PERIOD: float = 1.0
-"""Seconds between two looks at the file."""
+"""Seconds between two checks of the file."""
 _LARGEST: Final = 1_000_000
-"""Bytes of a control file."""
+"""Maximum bytes of a control file."""
 
 
 class FileContent(NamedTuple):
@@ -43,7 +43,7 @@ class FileContent(NamedTuple):
 
     orders: list[Order]
     problems: list[str]
-    """What could not be read, in words."""
+    """Descriptions of the parts that could not be read."""
 
 
 def read_orders(path: Path) -> FileContent:
@@ -100,7 +100,7 @@ def write_order(
     path = path.resolve()  # a symbolic link stays one, and its target is replaced
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)  # of two commands at once, neither loses its order
+        fcntl.flock(folder, fcntl.LOCK_EX)  # concurrent commands must not lose each other's orders
         known, problems = read_orders(path)
         if problems:
             raise ConfigurationError(f"{path}: {problems[0]}")
@@ -146,7 +146,7 @@ class ControlFile:
         deliver: Called on the running event loop with orders, and the seconds until each ends.
         report: Called there afterwards; returns the known serials, each with `ok` or the code of a
             refusal.
-        warn: Called there with a code and a message about what cannot be read or written.
+        warn: Called there with a code and a message if a file cannot be read or written.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class ControlFile:
         if self._loop is loop and self._process == os.getpid():
             return
         self._loop, self._seen = loop, None
-        if self._process != os.getpid():  # at first, and in a forked process
+        if self._process != os.getpid():  # on the first call, and in a forked process
             self._process, self._stop = os.getpid(), threading.Event()
             threading.Thread(
                 target=_watch,
@@ -210,7 +210,7 @@ class ControlFile:
             orders, problems = read_orders(self._path)
         except OSError as error:
             orders, problems = [], [f"cannot be read ({type(error).__name__})"]
-            seen = None  # the cause may pass without a change of the file: read it again
+            seen = None  # read again: the cause may end without a change of the file
         ages = [(order, (order.ends_at - now) / 1e6) for order in orders]
         try:
             loop.call_soon_threadsafe(self._hand_over, ages, problems)
@@ -244,7 +244,7 @@ class ControlFile:
 
 
 def _watch(file: weakref.ref[ControlFile], stop: threading.Event, answers: AnswerFile) -> None:
-    """Look at the file until the client is closed or no longer used."""
+    """Check the file until the client is closed or no longer used."""
     while (watched := file()) is not None and not stop.is_set():
         watched.write_answer(answers)
         answer_follows = watched.look()

@@ -1,4 +1,4 @@
-"""Controller: obeys the orders of operators in one client, and undoes each at its end."""
+"""Controller: applies the orders of operators to one client, and reverts each at its end."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ ACTS_WITHIN: Final = 60
 _CLOCKS_DIFFER: Final = 60
 """Seconds by which an order may have been issued in the future."""
 _MAX_REFUSALS: Final = 100
-"""Refused orders that are remembered, so that each is reported once."""
+"""Number of refused orders that are remembered, so that each is reported once."""
 _MAX_WARNINGS: Final = 100
 _LONGEST: Final = 255
 """Characters of the orders on a span: some of Jaeger's stores do not search longer values."""
 
 
 class Refusal(NamedTuple):
-    """Why an order is not obeyed, or not by every route."""
+    """The cause for which an order is not obeyed, or not by every route."""
 
     code: str
     """off, unsigned, expired, replaced, full, no_route, invalid, account or forced."""
@@ -50,11 +50,11 @@ class Refusal(NamedTuple):
 class Controller:
     """Applies orders to the routes and the settings of one client.
 
-    An order is valid until it ends by the event loop's clock, whatever happens to the place that it
-    came from. All methods are called on the client's event loop, and none of them waits.
+    An order is valid until it ends by the event loop's clock, even if Redis or the control file
+    becomes unavailable. All methods are called on the client's event loop, and none of them waits.
 
     Args:
-        settings: The settings of the client, to which it returns.
+        settings: The settings of the client, which apply without orders.
         router: Has the routes, breakers and queues.
         pipeline: Has the settings of hedging.
         dispatcher: Receives an event for each order that begins or ends.
@@ -120,7 +120,7 @@ class Controller:
             raise ConfigurationError(refusal.message)
 
     def receive(self, found: Iterable[tuple[Order, float]], namespace: str) -> None:
-        """Obey orders from outside, as far as they are valid; warn once of each other one.
+        """Obey valid orders from outside; warn once of each invalid one.
 
         Args:
             found: Orders with the seconds until each ends.
@@ -176,22 +176,22 @@ class Controller:
     # Acceptance
 
     def _receive(self, order: Order, left: float, namespace: str | None) -> Refusal | None:
-        refusal = self._distrust(order, namespace)
+        refusal = self._check_signature(order, namespace)
         if refusal is None:
             if self._book.has(order):  # a route may not obey it
                 return self._refusals.get(order.serial) or self._unfit.get(order.serial)
-            refusal = self._outdated(order, left) or self._misfit(order)
+            refusal = self._outdated(order, left) or self._check_fit(order)
             if refusal is None:
                 self._refusals.pop(order.serial, None)  # of an earlier delivery
                 refusal = self._accept(order, min(left, order.ttl))
-            elif refusal.code == "expired" and self._misfit(order) is None:
+            elif refusal.code == "expired" and self._check_fit(order) is None:
                 self._announce_ends(self._book.withdraw(order))
         if refusal is not None:
             self._refuse(order, refusal)
         return refusal
 
-    def _distrust(self, order: Order, namespace: str | None) -> Refusal | None:
-        """Return why an order is not believed, or None; it is trusted without a namespace."""
+    def _check_signature(self, order: Order, namespace: str | None) -> Refusal | None:
+        """Return why an order is not trusted, or None. Orders without a namespace are trusted."""
         if not self.enabled:
             return Refusal("off", "IMAGE_GEN_CONTROL is off, so that no order is obeyed")
         if namespace is None or self._base.control_secret is None:
@@ -211,15 +211,15 @@ class Controller:
             return Refusal("full", "too many orders are in force")
         return None
 
-    def _misfit(self, order: Order) -> Refusal | None:
-        """Return why an order does not fit to this client, or None."""
+    def _check_fit(self, order: Order) -> Refusal | None:
+        """Return why an order cannot be applied to this client, or None."""
         if order.action not in SETTING_ACTIONS:
-            if any(map(order.applies_to, self._router.names)) or self._may_come(order.target):
+            if any(map(order.applies_to, self._router.names)) or self._is_known_route(order.target):
                 return None
             known = ", ".join(self._router.names)
             return Refusal("no_route", f"no such route; routes are {known}")
         if order.action == "unset":
-            return None  # like the end of an order: others that do not fit without it are left out
+            return None  # afterwards, orders that are invalid without the ended one are left out
         values = {**self._values(), order.target: order.value or ""}
         try:
             self._router.steps_in_order(overridden(self._base, values))
@@ -227,7 +227,7 @@ class Controller:
             return Refusal("invalid", str(error))
         return None
 
-    def _may_come(self, target: str) -> bool:
+    def _is_known_route(self, target: str) -> bool:
         """Return whether a caller may name the route later: a known model of a used provider."""
         provider, _, model = target.partition(":")
         used = {name.partition(":")[0] for name in self._router.names}
@@ -235,7 +235,7 @@ class Controller:
         return provider in used and known
 
     def _accept(self, order: Order, left: float) -> Refusal | None:
-        """Put an order into force. Return what keeps a route from obeying it, or None."""
+        """Put an order into force. Return why a route does not obey it, or None."""
         now = events.now()
         self._book.add(order, now + left)
         self._apply()
@@ -249,7 +249,7 @@ class Controller:
         return self._close(order, acts=order.action == "close" and order.ttl - left <= ACTS_WITHIN)
 
     def _close(self, order: Order, *, acts: bool) -> Refusal | None:
-        """Close the circuits that an order is about, and return why some stay open."""
+        """Close the circuits that an order names; return the cause if some stay open."""
         refusal = None
         for name, breaker in self._router.breakers.items():
             if not order.applies_to(name):
@@ -302,7 +302,7 @@ class Controller:
         return order.lasts and order.serial not in self._unfit
 
     def _apply(self) -> None:
-        """Bring the client to the state that the orders in force ask for."""
+        """Apply all orders in force to the client."""
         effective = self._settings_in_force()
         if effective is not self._effective:
             if self._on_change is not None:
@@ -318,8 +318,8 @@ class Controller:
     def _settings_in_force(self) -> Settings:
         """Return the settings with all ordered values.
 
-        Two orders may fit together only as long as a third one is in force. Then the later one is
-        left out, until it fits again.
+        Two orders may be valid together only while a third one is in force. Otherwise the later one
+        is left out until it is valid again.
         """
         before = self._unfit
         ordered = [order for order, _ in self._book if order.action == "set"]
@@ -354,7 +354,7 @@ class Controller:
         self._announce_ends(self._book.end(events.now()), always=True)
 
     def _announce_ends(self, ended: list[Order], *, always: bool = False) -> None:
-        """Undo orders that have ended, and report each."""
+        """Revert orders that have ended, and report each."""
         if ended or always:
             self._apply()
         for order in ended:
@@ -384,7 +384,7 @@ def new_order(
         target: A route (``provider:model``, or a provider's name), or a variable.
         by: The name of the person or the program that gives it.
         seconds: How long it lasts, at most 24 hours.
-        value: What the variable is set to.
+        value: The new value of the variable.
         why: The reason.
         even_account: Whether close and hold apply even after a failure of the account.
 
@@ -404,7 +404,7 @@ def new_order(
 
 
 def _next_serial() -> int:
-    """Return the time in microseconds since 1970, and a higher number than last time."""
+    """Return the time in microseconds since 1970, but more than the last serial."""
     _last[0] = max(_last[0] + 1, time.time_ns() // 1000)
     return _last[0]
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["FleetOrders", "PastOrder", "SharedOrder", "StoredOrders"]
 
 _WAITS: Final = 6.0
-"""Seconds to wait for the workers: longer than a killed worker counts as there."""
+"""Seconds to wait for the workers: longer than a killed worker is still counted."""
 _CONNECTS: Final = 5.0
 _PAUSE: Final = 0.05
 _TRIES: Final = 5
@@ -57,11 +57,11 @@ class SharedOrder:
     left_s: float
     """Seconds until it ends."""
     reports: Sequence[WorkerReport]
-    """The last report of each worker that is there."""
+    """The last report of each present worker."""
 
     @property
     def codes(self) -> dict[str, str | None]:
-        """The answer of each worker: ok, the code of its refusal, or None if it lags.
+        """The answer of each worker: ok, the code of its refusal, or None without an answer.
 
         A worker that has read the order and no longer reports about it has the code over.
         """
@@ -83,7 +83,7 @@ class SharedOrder:
 
     @property
     def answer(self) -> str:
-        """How many workers obey, and why others do not, in words."""
+        """A sentence with the number of workers that obey, and the causes of the others."""
         codes = Counter(self.codes.values())
         total, obeys, lag = codes.total(), codes.pop("ok", 0), codes.pop(None, 0)
         if not total:
@@ -123,7 +123,7 @@ class StoredOrders(NamedTuple):
     orders: list[SharedOrder]
     """The orders in force."""
     distrusted: int
-    """How many others are there whose signature is not that of the secret."""
+    """Number of other orders, whose signature does not match the secret."""
     book: OrderBook
     """All orders that processes have accepted, also those that acted once."""
     history: list[PastOrder]
@@ -172,7 +172,7 @@ class FleetOrders:
         async with open_board(self.address, _CONNECTS) as board:
             found = await board.read()
             past = await board.history(history) if history else []
-        book = book_of(self._believed(found.texts), found.now)
+        book = book_of(self._trusted(found.texts), found.now)
         return StoredOrders(
             [
                 SharedOrder(each.order, seconds_left(each.order, found.now), found.reports)
@@ -225,9 +225,9 @@ class FleetOrders:
             await asyncio.sleep(_PAUSE)
 
     async def _restore(self, board: OrderBoard, refused: Order, known: Iterable[Order]) -> None:
-        """Give the order again that one refused by all workers has replaced, for what is left."""
+        """Store the order again that a refused one has replaced, for the rest of its time."""
         found = await board.read()
-        if refused.serial not in (each.serial for each in self._believed(found.texts)):
+        if refused.serial not in (each.serial for each in self._trusted(found.texts)):
             return  # a later order has replaced it
         for before in known:
             left = (before.ends_at - found.now) // 1_000_000
@@ -251,12 +251,13 @@ class FleetOrders:
                 self._field(order),
                 order.to_json(),
                 serial=order.serial,
-                # Kept as long as those, for workers that are away and must not obey them then.
+                # Kept as long as the replaced orders, so that absent workers do not obey those
+                # later.
                 ends=max(each.ends_at for each in (order, *replaced)),
                 replaced=[self._field(each) for each in replaced],
             )
             if await board.put(call):
-                return order, self._believed(found.texts)
+                return order, self._trusted(found.texts)
         raise ConfigurationError(f"Redis at {self.address.shown}: its orders change all the time")
 
     def _trusts(self, order: Order) -> bool:
@@ -266,7 +267,7 @@ class FleetOrders:
         """Return where an order of this secret is stored; one of another secret is elsewhere."""
         return f"{order.topic} {signer_of(self.secret)}".rstrip()
 
-    def _believed(self, texts: Iterable[str]) -> list[Order]:
+    def _trusted(self, texts: Iterable[str]) -> list[Order]:
         """Return the stored orders that workers believe."""
         return trusted(_parsed(texts), self.secret, self.address.namespace)
 

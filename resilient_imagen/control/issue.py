@@ -1,4 +1,4 @@
-"""Issue orders: serials and lifetimes that fit to the orders that are known already."""
+"""Issue orders: serials and lifetimes that are consistent with the known orders."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 SHORTEST: Final = 60
-"""Seconds for which an order that acts once is kept, so that every process hears of it."""
+"""Seconds for which an order that acts once is kept, so that every process receives it."""
 _MICRO: Final = 1_000_000
 _AHEAD: Final = 60 * _MICRO
 """Microseconds by which the clocks of two issuers may differ."""
@@ -57,12 +57,12 @@ def signer_of(secret: str | None) -> str:
 
 
 def trusted(orders: Iterable[Order], secret: str | None, namespace: str) -> list[Order]:
-    """Return the orders that processes believe: with a secret, the signed ones."""
+    """Return the orders that processes obey: with a secret, the signed ones."""
     return [order for order in orders if secret is None or order.is_signed(secret, namespace)]
 
 
 def distrusted(orders: Iterable[Order], secret: str | None, namespace: str, now: int) -> int:
-    """Return how many orders, whose time is not over, processes with the secret do not believe."""
+    """Return the number of unexpired orders that processes with the secret do not obey."""
     stored = [order for order in orders if order.ends_at > now]
     return len(stored) - len(trusted(stored, secret, namespace))
 

@@ -20,13 +20,13 @@ __all__ = ["BREAKER_ACTIONS", "LONGEST", "SETTING_ACTIONS", "Order", "parse_dura
 LONGEST: Final = 24 * 3600
 """Seconds for which an order may last."""
 BREAKER_ACTIONS: Final = ("open", "close", "hold", "reset")
-"""Actions on a route: reject all calls; close now; keep closed; end what was ordered before."""
+"""Actions on a route: reject all calls; close now; keep closed; end earlier orders."""
 SETTING_ACTIONS: Final = ("set", "unset")
 
 _ROUTE: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,60}(?::[A-Za-z0-9][\w.:@/-]{0,150})?", re.ASCII)
 _VARIABLE: Final = re.compile(r"IMAGE_GEN_[A-Z0-9_]{1,80}", re.ASCII)
 _LONGEST_TEXT: Final = {"value": 1000, "by": 80, "why": 200}
-"""Characters of each text."""
+"""Maximum characters of each string."""
 _SIGNATURE: Final = re.compile(r"(?:[0-9a-f]{64})?", re.ASCII)
 _LARGEST_SERIAL: Final = 2**53 - 1
 """Lua's numbers are exact up to here."""
@@ -48,7 +48,7 @@ class Order:
     target: str
     """A route (``provider:model``, or a provider's name for all its routes), or a variable."""
     value: str | None = None
-    """What the variable is set to, as in the environment; None for all other actions."""
+    """The new value of the variable, as in the environment; None for all other actions."""
     even_account: bool = False
     """Whether close and hold also apply to a circuit that a failure of the account opened, such as
     a used-up quota or a refused key."""
@@ -59,8 +59,7 @@ class Order:
     why: str = ""
     """The reason, for the log and for other operators."""
     serial: int
-    """When it was issued, in microseconds since 1970; unique. Of two orders, the later one holds.
-    """
+    """When it was issued, in microseconds since 1970; unique. The latest on a topic applies."""
     signature: str = ""
     """HMAC-SHA256 of everything else, in hexadecimal; empty if it is not signed."""
 
@@ -147,7 +146,7 @@ class Order:
         return self.target in {route, route.partition(":")[0]}
 
     def replaces(self, other: Order) -> bool:
-        """Return whether it ends an earlier order, because that is about nothing else."""
+        """Return whether it ends an earlier order, which must concern nothing else."""
         if self.serial <= other.serial:
             return False
         return self.topic == other.topic or (

@@ -62,7 +62,7 @@ class OrderBook:
         return order.topic not in self._serials and len(self._serials) >= _MAX_ORDERS
 
     def add(self, order: Order, until: float) -> None:
-        """Add an order, which replaces earlier ones that are about nothing else.
+        """Add an order; it replaces earlier orders on the same topic.
 
         If it ends an order for all routes of a provider for one of them, it lasts as long as that.
         """

@@ -49,7 +49,7 @@ def check_value(variable: str, value: str, providers: Iterable[str] = ()) -> Non
         providers: Names of declared providers, whose limits may change, too.
 
     Raises:
-        ConfigurationError: The variable may not change at runtime, or the value is not allowed.
+        ConfigurationError: The variable cannot change at runtime, or the value is not allowed.
     """
     _parsed(variable, value, {*BUILT_IN, *providers})
 
@@ -58,7 +58,7 @@ def overridden(settings: Settings, values: Mapping[str, str]) -> Settings:
     """Return the settings with other values of some variables.
 
     Raises:
-        ConfigurationError: As ``check_value``; or the values do not fit together, or to the routes.
+        ConfigurationError: As ``check_value``; or the values contradict each other or the routes.
     """
     if not values:
         return settings
@@ -83,7 +83,7 @@ def overridden(settings: Settings, values: Mapping[str, str]) -> Settings:
 
 
 def fitted(settings: Settings, values: Mapping[str, str]) -> tuple[Settings, dict[str, str]]:
-    """Return the settings with those values that fit together, and why each other one is left out.
+    """Return the settings with the values that are valid together, and the cause of each omission.
 
     Args:
         settings: The settings without the values.
@@ -105,7 +105,7 @@ def fitted(settings: Settings, values: Mapping[str, str]) -> tuple[Settings, dic
                 fitting[variable] = value
                 left_out.pop(variable, None)
         if fitting.keys() == before:
-            return found, left_out  # otherwise, one that was left out may fit now
+            return found, left_out  # a value that was left out may be valid now
 
 
 def current_value(settings: Settings, variable: str) -> object:

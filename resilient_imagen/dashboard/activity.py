@@ -20,30 +20,30 @@ if TYPE_CHECKING:
 __all__ = ["MINUTES", "Activity", "Minute"]
 
 MINUTES: Final = 60
-"""Minutes that are kept."""
+"""Number of minutes that are kept."""
 _MAX_ENTRIES: Final = 20
-"""Different fallbacks, and different changes, that are kept."""
+"""Number of different fallbacks, and of different changes, that are kept."""
 _MAX_TRACES: Final = 3
-"""Trace ids that are kept of equal fallbacks: the latest ones."""
+"""Number of trace ids, the latest ones, that are kept for equal fallbacks."""
 _MINUTE: Final = 60.0
 
 
 @dataclass(slots=True)
 class Minute:
-    """What happened in one minute."""
+    """Counts of one minute."""
 
     calls: int = 0
     """Calls that ended."""
     images: int = 0
     """Images that were delivered."""
     fallback_images: int = 0
-    """How many of them another route than the first one delivered."""
+    """Images that another route than the first one delivered."""
     failed: int = 0
     """Calls that ended without an image, except those that the caller cancelled."""
     requests: int = 0
     """Requests to providers that ended."""
     request_failures: int = 0
-    """How many of them failed."""
+    """Requests that failed."""
     wait_s: float = 0.0
     """Seconds that the calls waited: in queues, and between retries."""
     longest_wait_s: float = 0.0
@@ -55,7 +55,7 @@ class Minute:
 
 @dataclass(slots=True)
 class _Entry:
-    """Equal events: the latest of them, and how many there were."""
+    """Equal events: the latest one and their number."""
 
     event: events.Event
     first_at: float
@@ -101,11 +101,11 @@ class Activity:
 
     def fallbacks(self) -> list[dict[str, Any]]:
         """Return the fallbacks of the last hour, the latest first; equal ones are counted."""
-        return list(_told(self._fallbacks))
+        return list(_rows(self._fallbacks))
 
     def changes(self) -> list[dict[str, Any]]:
         """Return the last hour's changes of breakers, orders and warnings, the latest first."""
-        return list(_told(self._changes))
+        return list(_rows(self._changes))
 
     def _minute(self, at: float) -> Minute:
         number = int(at // _MINUTE)
@@ -164,7 +164,7 @@ def _remember(
             entry.traces.append(f"{span.trace_id:032x}")
 
 
-def _told(entries: OrderedDict[Hashable, _Entry]) -> Iterator[dict[str, Any]]:
+def _rows(entries: OrderedDict[Hashable, _Entry]) -> Iterator[dict[str, Any]]:
     now = events.now()
     for entry in reversed(entries.copy().values()):
         age = now - entry.event.at

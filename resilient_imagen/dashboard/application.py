@@ -45,17 +45,18 @@ def app(
 ) -> ASGIApp:
     """Return the live page of a client, to be mounted in FastAPI or Starlette.
 
-    Everybody who reaches the page can read it: routes, causes and costs, but neither prompts nor
+    Anyone who can reach the page can read routes, causes and costs. It shows neither prompts nor
     images. It is served on the client's event loop.
 
     Args:
-        client: The client, also one that is in use already.
-        token: What an operator types to give orders, at least 16 characters. Without one, the page
+        client: The client, which may be in use already.
+        token: The password that an operator enters to give orders, at least 16 characters. Without
+        one, the page
             is read-only.
         jaeger_url: Address of Jaeger's pages, such as ``http://localhost:16686``, for links to
             traces.
-        hosts: Names that the Host header may have; None allows all. It keeps pages of other sites
-            from reading a page on a private address by a forged DNS answer.
+        hosts: Allowed names in the Host header; None allows all. This prevents pages of other sites
+            from reading a page on a private address by DNS rebinding.
 
     Raises:
         ConfigurationError: The token is too short, or ``jaeger_url`` is not an http(s) address.

@@ -1,4 +1,4 @@
-"""Fleet source: the page of all processes that share one Redis, from what they store there."""
+"""Fleet source: the page of all processes that share one Redis, from their data in it."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class FleetSource:
     """The page of all processes that share one Redis. Reading it changes nothing there.
 
     Args:
-        fleet: Where the state is, and where orders go.
-        steps: The configured routes of each step, in the order of calls. Redis does not know it.
+        fleet: The Redis with the state, to which orders are written.
+        steps: The configured routes of each step, in the order of calls. Redis does not contain it.
     """
 
     def __init__(self, fleet: FleetOrders, steps: Sequence[Sequence[RouteName]]) -> None:
@@ -111,7 +111,7 @@ class FleetSource:
         return given.answer
 
     def _place(self, route: RouteStatus) -> tuple[int, str]:
-        """Return where a route comes: in the order of calls, those that are not configured last."""
+        """Return the position of a route in the order of calls; unconfigured routes are last."""
         place = self._order.index(route.name) if route.name in self._order else len(self._order)
         return place, route.route
 

@@ -1,4 +1,4 @@
-"""Orders from the page: checks where a request comes from and its token, then gives the order."""
+"""Orders from the page: checks origin and token of a request, then gives the order."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["OrderEndpoint"]
 _log = logging.getLogger("resilient_imagen")
 
 _LARGEST: Final = 4096
-"""Bytes of a request."""
+"""Maximum bytes of a request."""
 _SLOWEST: Final = 5.0
 """Seconds for a browser to send it."""
 _QUIET: Final = 60.0
@@ -34,10 +34,10 @@ _FIELDS: Final = frozenset({"action", "target", "value", "even_account", "second
 
 
 class OrderEndpoint:
-    """Takes orders as JSON, and answers how each is obeyed.
+    """Accepts orders as JSON, and responds how each is obeyed.
 
     Args:
-        source: Where orders go.
+        source: Receives the orders.
         token: What a request needs in its header ``Authorization``; None refuses all.
     """
 
@@ -92,7 +92,7 @@ def _order(body: bytes) -> Order:
     """Return the order that a request describes.
 
     Raises:
-        ConfigurationError: It is not one; the text says why.
+        ConfigurationError: The body is not an order; the text has the cause.
     """
     try:
         found: Any = json.loads(body)

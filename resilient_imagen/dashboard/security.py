@@ -1,7 +1,7 @@
-"""Security: headers of every answer, the allowed hosts, and the checks before an order is taken.
+"""Security: headers of every response, the allowed hosts, and the checks of requests for orders.
 
 A page of another site can send requests here from an operator's browser, but cannot set the header
-``Authorization``, which the browser adds to nothing by itself. The other checks are further lines
+``Authorization``, which the browser never adds by itself. The other checks are further lines
 of defence.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["SHORTEST_TOKEN", "Guard", "checked_token", "refusal"]
 
 SHORTEST_TOKEN: Final = 16
-"""Characters of a token at least."""
+"""Minimum characters of a token."""
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(?::[0-9]{1,5})?", re.ASCII)
 _HEADERS: Final = {
     "Content-Security-Policy": (
@@ -45,7 +45,7 @@ class Guard:
 
     Args:
         app: The application.
-        hosts: Names that the Host header may have, without port; None allows all.
+        hosts: Allowed names in the Host header, without port; None allows all.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str] | None) -> None:
@@ -87,7 +87,7 @@ def checked_token(token: str | None) -> str | None:
 
 
 def refusal(headers: Headers, token: str | None) -> tuple[int, str] | None:
-    """Return status and text for a request that may not change anything; None if it may."""
+    """Return status and text for a request that is not allowed to change anything, else None."""
     if token is None:
         return 403, "The page is read-only: the application gave it no token."
     host = headers.get("host", "").lower()

@@ -28,7 +28,7 @@ _log = logging.getLogger("resilient_imagen")
 PERIOD: Final = 1.0
 """Seconds between two snapshots."""
 MAX_BROWSERS: Final = 100
-"""Streams at once; further ones are refused with 503."""
+"""Maximum number of streams; further ones are rejected with 503."""
 STALLED: Final = 10.0
 """Seconds after which a browser that takes no data is dropped."""
 LONGEST: Final = 20.0
@@ -37,7 +37,7 @@ responses when they stop."""
 
 
 class Broadcaster:
-    """Makes the snapshots for all browsers, while there are any.
+    """Makes the snapshots for all browsers, while at least one is connected.
 
     Args:
         read: Returns the page's content.
@@ -68,7 +68,7 @@ class Broadcaster:
                 self._task = None
 
     async def after(self, seen: bytes) -> bytes:
-        """Return the latest snapshot, as soon as it is another one than ``seen``."""
+        """Return the latest snapshot as soon as it differs from ``seen``."""
         while self._latest is seen or not self._latest:
             await self._changed.wait()
         return self._latest
@@ -85,7 +85,7 @@ class Broadcaster:
     async def _produce(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            # After a browser left and came back within a second, too: never two in one second.
+            # At most one per second, also if a browser reconnects within a second.
             await asyncio.sleep(max(0.0, self._made_at + PERIOD - loop.time()))
             self._made_at = loop.time()
             self._latest = _event(await self._content())
@@ -97,7 +97,7 @@ class Broadcaster:
             return await self._read()
         except ConfigurationError as error:
             return {"error": str(error)}
-        except Exception as error:  # noqa: BLE001 - the browsers see it, and the log
+        except Exception as error:  # noqa: BLE001 - sent to the browsers and logged
             _log.exception("dashboard: no snapshot")
             return {"error": f"no snapshot ({type(error).__name__}); the log has the traceback"}
 
@@ -113,7 +113,7 @@ class EventStream:
         self._broadcaster = broadcaster
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send snapshots until the browser leaves or stalls, or the stream has lasted long enough.
+        """Send snapshots until the browser leaves or stalls, or the stream's time is over.
 
         Raises:
             TimeoutError: The browser takes no data. The server then closes the connection.

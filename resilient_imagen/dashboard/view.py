@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["ClientSource", "OrderView", "QueueView", "RouteView", "Source", "View", "headline"]
 
 _RECENT: Final = 5
-"""Minutes that notices are about."""
+"""Number of minutes that notices cover."""
 _NOTABLE_SHARE: Final = 0.2
 """Share of images from the fallback from which a notice mentions them."""
 _NOTABLE_WAIT: Final = 10.0
@@ -32,7 +32,7 @@ class RouteView(TypedDict):
     since_s: float | None
     """Seconds since the last change of state; None if the route is off."""
     cause: str | None
-    """Why it does not serve, in words."""
+    """The cause for which it does not serve."""
     next_probe_s: float | None
     """Seconds until a request may be sent; None if one may be sent now, or an operator decides."""
     held: str | None
@@ -69,20 +69,20 @@ class OrderView(TypedDict):
     why: str
     left_s: float
     obeyed: str | None
-    """How many workers obey, in words; None in a single process."""
+    """The number of workers that obey, in words; None in a single process."""
 
 
 class View(TypedDict):
     """Everything that the page shows."""
 
     scope: str
-    """What the page is about: one process or a fleet, in words."""
+    """The subject of the page, in words: one process or a fleet."""
     orders_reach: str
     """The processes that an order from this page reaches, in words."""
     status: str
     """ok, degraded, down or unknown."""
     headline: str
-    """One sentence: what is wrong, and what serves. It changes only when that changes."""
+    """One sentence with the problem and the serving route. It changes only with the state."""
     notices: list[str]
     routes: list[RouteView]
     minutes: list[dict[str, Any]] | None
@@ -97,7 +97,7 @@ class View(TypedDict):
 
 
 class Source(Protocol):
-    """Where the page's content comes from, and where orders go."""
+    """The source of the page's content, which also receives orders."""
 
     async def read(self) -> View:
         """Return the present content."""
@@ -163,7 +163,7 @@ class ClientSource:
 
 
 def headline(status: str, routes: Sequence[RouteView], reasons: Sequence[str] = ()) -> str:
-    """Return one sentence about the state: which route serves, and which ones are out and why.
+    """Return one sentence: the serving route, and the routes that do not serve, with the causes.
 
     Args:
         status: ok, degraded, down or unknown.
@@ -251,7 +251,7 @@ def _order_notice(count: int) -> list[str]:
 
 
 def _notices(minutes: Sequence[Minute]) -> Iterable[str]:
-    """Return sentences about the last minutes that the breakers' states do not show."""
+    """Return sentences about events of the last minutes that the breakers' states do not show."""
     recent = minutes[-_RECENT:]
     failed, calls = sum(each.failed for each in recent), sum(each.calls for each in recent)
     if failed:

@@ -56,7 +56,7 @@ _SHARE: Final = 0.1
 
 
 _CHANGING: Final = 5.0
-"""Seconds in which all processes hear of a changed setting."""
+"""Seconds in which all processes receive a changed setting."""
 _MAX_WARNINGS: Final = 100
 """Maximum number of different warnings about other workers."""
 
@@ -156,7 +156,7 @@ class RedisCoordinator:
         )
 
     def expect_changes(self) -> None:
-        """Accept other settings of other processes for a while: an operator changes all of them."""
+        """Accept different settings for a while, because an operator changes all processes."""
         self._settled_at = asyncio.get_running_loop().time() + _CHANGING
 
     def warn_different_settings(self, resource: str, differences: str) -> None:
@@ -310,8 +310,8 @@ class RedisCoordinator:
             _done(first_try)
             await session.talk()
         finally:
-            # If the loop was closed, nothing can be awaited. `_start` cleans up on the next loop,
-            # which may be running already.
+            # On a closed loop nothing can be awaited. `_start` cleans up on the next loop, which
+            # may already be running.
             if session is not None and running_loop() is loop:
                 self._end_session(session)
                 await session.aclose()

@@ -1,4 +1,4 @@
-"""Order board: the operators' view of orders in Redis: give one, and read which workers obey."""
+"""Order board: give orders in Redis, and read which workers obey."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class Board(NamedTuple):
     now: int
     """The server's time, in microseconds since 1970."""
     texts: list[str]
-    """The stored orders, as they were given."""
+    """The stored orders, unchanged."""
     reports: list[WorkerReport]
-    """The reports of the workers that are there."""
+    """The reports of all present workers."""
 
 
 class OrderBoard:
@@ -63,7 +63,7 @@ class OrderBoard:
     """
 
     def __init__(self, redis: Redis, address: Address) -> None:
-        self._redis: Any = redis  # its annotations allow for answers as text
+        self._redis: Any = redis  # its annotations include responses of type str
         self._address = address
         self._keys = order_keys(address)
 

@@ -18,13 +18,13 @@ Rules for opening:
   so it is not sent. The rate limiter's slot is requested later on the same connection, so the
   answer to the lease always arrives first.
 
-Without Redis it works as a local breaker. Knowledge about the account or the shared opening (a
-hint, an exhausted quota, the result of a probe) is sent when the connection returns; consecutive
+Without Redis it works as a local breaker. Information about the account or the shared open period
+(a hint, an exhausted quota, the result of a probe) is sent when the connection returns; consecutive
 failures stay local.
 
 If Redis loses its data or its clock jumps ahead, leases end early: one more probe may be sent while
-another is in flight, and a new process that asks before the first heartbeat has restored an opening
-sends one request.
+another is in flight, and a new process sends one request if it acquires a permit before the first
+heartbeat has restored an open period.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ class RedisCircuitBreaker(CircuitBreaker):
             released = [self._commands.released(*state, token) for token in self._leases.values()]
             return [*released, self._commands.left(*state)]
 
-    def _believed(self, record: BreakerRecord) -> BreakerRecord:
+    def _limited(self, record: BreakerRecord) -> BreakerRecord:
         """Return the record, treating an impossibly long open period as ended.
 
         Redis ends it too, so that the next probe gets its lease.
@@ -253,7 +253,7 @@ class RedisCircuitBreaker(CircuitBreaker):
             if same_epoch and record.version < before.version + (not again):
                 return
             self._catch_up()
-            record = self._believed(record)
+            record = self._limited(record)
             self._record = record
             same_state = same_epoch and record.generation == before.generation
             if not same_state:

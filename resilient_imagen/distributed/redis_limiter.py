@@ -1,18 +1,18 @@
 """Shared rate limiter: images per minute of all processes in Redis, requests in flight local.
 
-Redis hands out a place shortly before its time, to one worker after the other (`take.lua`). A
-worker asks only for callers with a free concurrency slot. The answer says when its turn comes, and
-it asks again then. So a place costs one round trip if no other worker waits, a killed worker delays
-the others by seconds, and no process can crowd out the others.
+Redis grants a place shortly before its time, to the workers in turn (`take.lua`). A worker requests
+places only for callers with a free concurrency slot. The answer contains the time of its turn, at
+which it sends the next request. So a place costs one round trip if no other worker waits, a killed
+worker delays the others by seconds, and no process can starve the others.
 
-Without Redis the workers divide the pace: each sends at its share of the last known number of
-workers, beginning at its position among them, so that all together keep the limit.
+Without Redis the workers divide the limit: each uses its share by the last known number of workers,
+beginning at its position among them, so that all together keep the limit.
 
 Why not a limiter library: `limits` (5.8) and `pyrate-limiter` (4.5) count windows by the caller's
 clock. `throttled-py` (3.5) has the same algorithm, by the server's clock. But all of them only
 accept or reject with a time to retry, so the order among waiting processes is random. None of them
-has turns, takes a place back, or detects that Redis is unavailable, and this module consists of
-exactly that.
+serves processes in turn, returns a place, or detects that Redis is unavailable, which are the tasks
+of this module.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _OVERDUE = 1.0
 """Seconds after its time at which a place is lost. A process that was stopped must not use all
 places of that time at once."""
 _SHRINKS_AFTER = 5.0
-"""Seconds after which a lower number of workers is believed. A Redis that lost its data counts the
+"""Seconds after which a lower number of workers is accepted: a Redis that lost its data counts the
 workers again from one."""
 _SAME_INTERVAL = 1.001
 """Ratio up to which two intervals count as equal."""
@@ -120,14 +120,14 @@ class RedisRateLimiter(RateLimiter):
         """Number of places that Redis knows to be wanted."""
         self._ask_at = 0.0
         """Loop time at which to ask for them again."""
-        self._era = 0
+        self._reset_count = 0
         """Increased to ignore outstanding answers."""
         coordinator.add(self)
 
     def reconfigure(self, *, max_concurrent: int, per_minute: float, burst: int) -> None:
         """Change the limits; see `RateLimiter.reconfigure`. Places that were taken remain valid.
 
-        The pace of all processes follows when Redis has heard of the change from each of them.
+        The limit of all processes changes when Redis has received the change from each of them.
         """
         self._per_minute, self._burst = per_minute, burst
         super().reconfigure(max_concurrent=max_concurrent, per_minute=per_minute, burst=burst)
@@ -193,7 +193,7 @@ class RedisRateLimiter(RateLimiter):
         super()._release(slot)
 
     def _waiting(self) -> int:
-        # A caller that a place is being requested for does not count as waiting if one is free.
+        # A caller whose place is being requested does not count as waiting if one is free.
         free = self._shared.others == 0 and self._place_wait(self._last_seen, 0) <= CLOCK_TOLERANCE
         return len(self._queue) - (self._usable_places() if self._sharing and free else 0)
 
@@ -229,7 +229,7 @@ class RedisRateLimiter(RateLimiter):
         return slot
 
     def _set_local_schedule(self, now: float) -> None:
-        """Without Redis, use this worker's share of the pace, at its position among them."""
+        """Without Redis, use this worker's share of the limit, at its position among others."""
         if self._sharing:
             self._schedule = TokenSchedule(self._per_minute, self._burst)
             return
@@ -263,10 +263,10 @@ class RedisRateLimiter(RateLimiter):
         self._held, self._returned = [], []
         self._shared = _Schedule(self._shared.interval)
         self._asking, self._wanted = False, 0
-        self._era += 1
+        self._reset_count += 1
 
     def _update_turn(self, loop: asyncio.AbstractEventLoop, now: float) -> None:
-        """Tell Redis how many places are wanted if that has changed or the turn has come."""
+        """Request places if the number of wanted ones has changed or the turn has come."""
         usable = self._usable_places()
         self._returned += self._held[usable:]
         self._held = self._held[:usable]
@@ -275,23 +275,24 @@ class RedisRateLimiter(RateLimiter):
         wanted = usable - len(self._held)
         if self._returned or wanted != self._wanted or (wanted and now >= self._ask_at):
             self._asking = True
-            loop.call_soon(self._ask, self._era)  # together for all callers of this moment
+            # One command for all callers of this iteration of the loop.
+            loop.call_soon(self._ask, self._reset_count)
         elif wanted:
             self._schedule_wakeup(loop, self._ask_at)
 
-    def _ask(self, era: int) -> None:
-        if era != self._era:
+    def _ask(self, reset_count: int) -> None:
+        if reset_count != self._reset_count:
             return
         wanted = self._usable_places() - len(self._held)
         command = self._take(want=max(wanted, 0))
         self._asking = self._coordinator.post(command, self._answer_to(asking=True))
 
     def _answer_to(self, *, asking: bool) -> Callable[[Any], None]:
-        sent_at = self._now(asyncio.get_running_loop())  # which may begin an era
-        era = self._era
+        sent_at = self._now(asyncio.get_running_loop())  # may reset the shared schedule
+        reset_count = self._reset_count
 
         def answered(answer: Any) -> None:
-            if era != self._era:
+            if reset_count != self._reset_count:
                 return
             if asking:
                 self._asking = False

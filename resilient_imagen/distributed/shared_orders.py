@@ -1,8 +1,8 @@
-"""Shared orders: how operators' orders reach every worker, and how each reports what it obeys.
+"""Shared orders: transport of operators' orders to all workers, and of their reports.
 
-Redis transports orders as text; their meaning is not known here. An order is published, so that
-workers read it within milliseconds, and read again at the next heartbeat if the message is lost.
-Redis is not needed until an order ends: its serial and its lifetime are part of it.
+This module transports orders as strings, and does not interpret them. An order is published, so
+that workers read it within milliseconds, and read again at the next heartbeat if the message is
+lost. Redis is not needed until an order ends: its serial and its lifetime are part of it.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class SharedOrders:
         """Do nothing: the heartbeat was answered."""
 
     def on_disconnected(self) -> None:
-        """Read all orders after the next connection, which may lead to other data."""
+        """Read all orders after the next connection, which may be to other data."""
         self._known = "0"
 
     def release_commands(self) -> Iterable[ScriptCall]:

@@ -13,7 +13,7 @@ __all__ = ["ConnectionFactory", "MisconfiguredError", "StoreConnection", "StoreU
 
 
 class StoreUnavailableError(Exception):
-    """Redis is unavailable: not reachable, silent, full or read-only. The text is for people."""
+    """Redis is unavailable: not reachable, silent, full or read-only. The text is for logs."""
 
 
 class MisconfiguredError(StoreUnavailableError):

@@ -1,4 +1,4 @@
-"""Compatible vendor: a service with OpenAI's image API that refuses what GPT Image adds to it."""
+"""Compatible vendor: a service with OpenAI's image API that rejects the parameters of GPT Image."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ MAX_BODY: Final = 256 * 1024 * 1024
 class Emulator:
     """Gemini's and OpenAI's image APIs as one application, to serve over sockets or in memory.
 
-    It also speaks the paths of Vertex AI and Azure, and answers as a token server, and as a strict
-    vendor with OpenAI's API.
+    It also serves the paths of Vertex AI and Azure, a token server, and a strict vendor with
+    OpenAI's API.
 
     Args:
         seed: Seed of all random choices: which requests fail, and the latencies.

@@ -52,10 +52,10 @@ def _fault(value: Any) -> Any:
     fault: Fault = _checked(KINDS[kind], given)
     if after is not None:
         fault = fault.after(_latency(after))
-    return fault if share is None else _checked(_striking, {"fault": fault, "share": share})
+    return fault if share is None else _checked(_with_probability, {"fault": fault, "share": share})
 
 
-def _striking(fault: InstanceOf[Fault], share: float) -> Fault:
+def _with_probability(fault: InstanceOf[Fault], share: float) -> Fault:
     return fault.with_probability(share)
 
 
@@ -89,16 +89,16 @@ class _Part(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True)
 
 
-class _Struck(_Part):
+class _FaultEntry(_Part):
     fault: _Fault
     model: str | None = None
 
 
-class _NextFaults(_Struck):
+class _NextFaults(_FaultEntry):
     times: Annotated[int, Field(ge=1)] = 1
 
 
-class _FaultWindow(_Struck):
+class _FaultWindow(_FaultEntry):
     start: _Seconds = Field(0.0, alias="from")
     end: _Seconds = Field(float("inf"), alias="to")
 
@@ -107,7 +107,7 @@ class _VendorScript(_Part):
     latency: _Latency | None = None
     next: tuple[_NextFaults, ...] = ()
     windows: tuple[_FaultWindow, ...] = ()
-    always: tuple[_Struck, ...] = ()
+    always: tuple[_FaultEntry, ...] = ()
 
     def apply(self, vendor: Vendor) -> None:
         if self.latency is not None:

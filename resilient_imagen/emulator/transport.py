@@ -78,7 +78,7 @@ class _Stream(httpx2.AsyncByteStream):
     def __init__(self, exchange: Exchange, request: httpx2.Request) -> None:
         self._exchange = exchange
         self._request = request
-        self._patience: float | None = request.extensions.get("timeout", {}).get("read")
+        self._read_timeout: float | None = request.extensions.get("timeout", {}).get("read")
         self._reply: Reply | None = None
         self._open = True
         self._complete = False
@@ -86,7 +86,7 @@ class _Stream(httpx2.AsyncByteStream):
     async def start(self) -> Reply:
         """Wait for the response's headers."""
         try:
-            async with asyncio.timeout(self._patience) as clock:
+            async with asyncio.timeout(self._read_timeout) as clock:
                 self._reply = await self._exchange.reply()
         except ConnectionLost as lost:
             message = "Server disconnected without sending a response."
@@ -104,7 +104,7 @@ class _Stream(httpx2.AsyncByteStream):
         received = 0
         while True:
             try:
-                async with asyncio.timeout(self._patience) as clock:
+                async with asyncio.timeout(self._read_timeout) as clock:
                     piece = await anext(body, None)
             except ConnectionLost as lost:
                 expected = len(self._reply.body)

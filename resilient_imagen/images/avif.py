@@ -95,7 +95,7 @@ def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, tuple[int, i
 def _unique(
     boxes: Iterator[tuple[bytes, tuple[int, int]]], *repeatable: bytes
 ) -> Iterator[tuple[bytes, tuple[int, int]]]:
-    """Yield boxes and reject repeated types, of which a decoder might use another one than we."""
+    """Yield boxes; reject repeated types, of which a decoder might use another box."""
     seen: set[bytes] = set()
     for kind, place in boxes:
         if kind in seen and kind not in repeatable:
@@ -130,13 +130,13 @@ def _places(data: bytes, at: int, end: int) -> dict[int, tuple[int, int]]:
     index_bytes = sizes & 15 if version else 0
     number_bytes = 4 if version > 1 else 2
     places: dict[int, tuple[int, int]] = {}
-    for _ in range(_few(reader.number(number_bytes))):
+    for _ in range(_bounded(reader.number(number_bytes))):
         number = reader.number(number_bytes)
         method = reader.number(2) & 15 if version else 0
         reader.number(2)
         base = reader.number(base_bytes)
         extents = []
-        for _ in range(_few(reader.number(2))):
+        for _ in range(_bounded(reader.number(2))):
             reader.number(index_bytes)
             extents.append((base + reader.number(offset_bytes), reader.number(length_bytes)))
         if number in places:
@@ -146,7 +146,7 @@ def _places(data: bytes, at: int, end: int) -> dict[int, tuple[int, int]]:
     return places
 
 
-def _few(count: int) -> int:
+def _bounded(count: int) -> int:
     if count > _MAX_ITEMS:
         raise UnusableImageError(_RARE)
     return count

@@ -1,6 +1,6 @@
 """Files for Prometheus and Grafana: alert rules and a dashboard, and a function that writes them.
 
-They are data, to be copied and edited; nothing in the library reads them.
+The files are templates to be copied and edited; the library does not read them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def write_files(directory: Path, *, overwrite: bool = False) -> list[Path]:
     """Write the files into a directory, which is made if it is missing.
 
     Args:
-        directory: Where they go.
+        directory: The target directory.
         overwrite: Replace files whose contents differ, such as alerts that were edited.
 
     Returns:

@@ -22,7 +22,7 @@ _NEEDED: Final[Mapping[str, str]] = {
     "openai": "api_key",
     "azure": "base_url",
 }
-"""By kind, the setting to begin with."""
+"""The first setting to set, by kind."""
 
 
 def build(name: str, settings: Settings) -> Provider | None:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["AccessToken", "TokenCache", "TokenError"]
 
 _REFRESH_BELOW: Final = 225.0
-"""Seconds of remaining life from which a token is renewed, as in google-auth. It still serves
-meanwhile."""
+"""Seconds of remaining life from which a token is renewed, as in google-auth. It is used during the
+renewal."""
 _USABLE_ABOVE: Final = 20.0
 """Seconds of remaining life below which a request waits for a new token."""
 
@@ -41,7 +41,7 @@ class AccessToken:
     _secrets: tuple[KnownSecret, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Keep the token and the projects out of every text while this object is alive."""
+        """Redact the token and the projects everywhere while this object is alive."""
         names = (self.value, self.project, self.quota_project)
         secrets = tuple(KnownSecret(name) for name in names if name)
         object.__setattr__(self, "_secrets", secrets)

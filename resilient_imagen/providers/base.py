@@ -95,13 +95,13 @@ class Endpoint:
     """Identity of the account and the address that a provider sends requests to."""
 
     vendor: str
-    """The vendor whose API the provider speaks, ``google`` or ``openai``: it selects the rows of
+    """The vendor whose API the provider uses, ``google`` or ``openai``: it selects the rows of
     the model table. The table has no rows for any other value."""
     base_url: str | None = None
     """The address of the API, for ``server.address`` in spans; None if unknown."""
     account: str = ""
     """An identifier that is equal in all processes that use the same account (see ``account_id``)
-    and does not reveal the key. Processes share pace and breaker by account."""
+    and does not reveal the key. Processes share rate limit and breaker by account."""
     any_vendor: bool = False
     """Whether models of other vendors are served, too, as by a relay."""
     telemetry_name: str | None = None
@@ -152,10 +152,10 @@ class Provider(Protocol):
         """Send one request.
 
         Raises:
-            ImageGenerationError: Its ``reason`` decides how the call goes on. Reasons that only the
-                pipeline can give are translated: ``circuit_open``, ``saturated`` and ``cancelled``
-                to ``overloaded``, ``deadline`` to ``timeout``. Any other exception counts as a
-                local bug: it casts no vote and surfaces unchanged.
+            ImageGenerationError: Its ``reason`` determines the next step of the call. Reasons of
+                the pipeline are translated: ``circuit_open``, ``saturated`` and ``cancelled`` to
+                ``overloaded``, ``deadline`` to ``timeout``. Any other exception counts as a local
+                bug: it casts no vote and is raised unchanged.
         """
         ...
 

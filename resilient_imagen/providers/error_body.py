@@ -138,10 +138,10 @@ class _Finder:
             return {**value, **self.innermost(error, depth + 1)}
         if isinstance(error, str) and error is value.get("error"):
             inner = self.innermost(error, depth + 1)
-            spoken = {"message": _message(value)} if _message(value) else {}
+            stated = {"message": _message(value)} if _message(value) else {}
             # A word is a code; a string with digits is a number, an id or image data.
             code = {} if any(letter.isdigit() for letter in str(error)) else {"type": error}
-            return {**value, **code, **inner, **spoken}
+            return {**value, **code, **inner, **stated}
         return {**value, **self.innermost(_message(value), depth + 1)}
 
     def _document(self, text: str) -> Any:

@@ -43,7 +43,7 @@ class EventReader(Protocol):
         ...
 
     def add(self, event: ServerSentEvent) -> bool:
-        """Receive the next event; return whether the rest of the stream is of no use."""
+        """Receive the next event; return whether the rest of the stream is not needed."""
         ...
 
     @property

@@ -65,7 +65,7 @@ class GoogleCredentials:
             return _token(credentials, self._project or project)
         except TokenError:
             raise
-        except Exception as error:  # noqa: BLE001 - google-auth lets any parser's error through
+        except Exception as error:  # noqa: BLE001 - google-auth raises errors of any parser
             failure = _described(error)
         raise failure  # outside the except block, so that it has no context
 

@@ -242,6 +242,6 @@ class OpenAIProvider(SdkProvider):
 
 
 def _file(reference: Reference) -> tuple[str, bytes, str]:
-    """Return a file to upload. Its name must match its type: the vendor believes the name."""
+    """Return a file to upload. The vendor derives the type from the file's name."""
     extension = reference.mime_type.rpartition("/")[2].replace("jpeg", "jpg")
     return f"reference-{reference.index}.{extension}", reference.data, reference.mime_type

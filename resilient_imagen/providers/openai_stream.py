@@ -54,12 +54,12 @@ class ImageStream:
         return bool(self._images)
 
     def begin(self) -> None:
-        """Report the first sign of life."""
+        """Report that the response has begun."""
         if self._request.on_response is not None:
             self._request.on_response()
 
     def add(self, event: ServerSentEvent) -> bool:
-        """Receive the next event; return whether the rest of the stream is of no use."""
+        """Receive the next event; return whether the rest of the stream is not needed."""
         if event.data.text.strip() == _END:
             return True
         try:

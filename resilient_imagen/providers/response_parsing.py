@@ -141,7 +141,7 @@ def get_object(holder: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 def usage_of(holder: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return the usage object, or an empty one: malformed usage must not cost the image."""
+    """Return the usage object, or an empty one: malformed usage must not lose the image."""
     value = holder.get(name)
     return value if isinstance(value, dict) else {}
 

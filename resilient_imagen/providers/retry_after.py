@@ -33,7 +33,7 @@ def retry_hint(
 ) -> float | None:
     """Return the seconds to wait, above 0 and at most one day; None without a usable hint.
 
-    The most exact source wins: Google's RetryInfo, then the headers, then the message.
+    The most exact source takes precedence: Google's RetryInfo, then the headers, then the message.
     """
     for seconds in (_retry_info(details), *_headers(headers), _in_text(message)):
         if (hint := valid_hint(seconds)) is not None:

@@ -30,7 +30,7 @@ def check_vendors(request: ImageRequest, known: Collection[str]) -> None:
 
 
 def check_protected_fields(request: ImageRequest, vendor: str, protected: Collection[str]) -> None:
-    """Check that the options for a vendor do not replace what the library sends.
+    """Check that the options for a vendor do not replace fields that the library sends.
 
     Args:
         request: The request with the options.

@@ -34,13 +34,13 @@ class QueueFullError(Exception):
 
 
 class TokenSchedule:
-    """The schedule of images-per-minute places: evenly spaced, with bursts after a quiet time.
+    """The schedule of images-per-minute places: evenly spaced, with bursts after an idle time.
 
     It is the generic cell rate algorithm (GCRA); its state is the time of the next place.
 
     Args:
         per_minute: Places per minute.
-        burst: Places that may be taken at once after a quiet time.
+        burst: Places that may be taken at once after an idle time.
         first: Loop time of the first place.
     """
 
@@ -50,7 +50,7 @@ class TokenSchedule:
         self._next = first
 
     def reconfigure(self, now: float, per_minute: float, burst: int) -> None:
-        """Change the pace. The wait until the next place changes in proportion."""
+        """Change the rate. The wait until the next place changes in proportion."""
         before, self.interval = self.interval, 60.0 / per_minute
         self._slack = (burst - 1) * self.interval
         self._next = now + (self._next - now) * self.interval / before
@@ -122,7 +122,7 @@ class RateLimiter:
     Args:
         max_concurrent: Maximum of requests in flight.
         per_minute: Images per minute.
-        burst: Places that may be taken at once after a quiet time.
+        burst: Places that may be taken at once after an idle time.
         max_queue: Maximum of waiting callers; None for no maximum.
     """
 
@@ -149,7 +149,7 @@ class RateLimiter:
     def reconfigure(self, *, max_concurrent: int, per_minute: float, burst: int) -> None:
         """Change the limits on the running loop; callers in the queue keep their order.
 
-        Requests in flight go on, also if there are more of them than ``max_concurrent`` now.
+        Requests in flight continue, even if there are more than the new ``max_concurrent``.
         """
         self._max_concurrent = max_concurrent
         self._schedule.reconfigure(self._now(asyncio.get_running_loop()), per_minute, burst)
@@ -179,13 +179,13 @@ class RateLimiter:
         return slot
 
     def is_free(self) -> bool:
-        """Return whether a newcomer would be granted a slot at once."""
+        """Return whether a new caller would be granted a slot at once."""
         now = self._now(asyncio.get_running_loop())
         waits = self._queue or self.in_flight >= self._max_concurrent
         return not waits and self._place_wait(now, 0) <= CLOCK_TOLERANCE
 
     def shortest_wait(self, latency: float | None = None, slot: Slot | None = None) -> float:
-        """Return the seconds that a newcomer waits, if every request takes ``latency``.
+        """Return the seconds that a new caller waits, if every request takes ``latency``.
 
         Args:
             latency: Seconds; None if unknown: then only images per minute count, as if every slot

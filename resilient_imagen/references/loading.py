@@ -89,7 +89,7 @@ async def load_references(
 
     Raises:
         InvalidRequestError: ``raw`` is not a sequence of items; or, if strict, an item cannot be
-            used: the text has its name and the cause, but no content.
+            used; the text has its name and the cause, but no content.
     """
     if not isinstance(raw, Sequence) or isinstance(raw, (str, bytes, bytearray, memoryview)):
         raise InvalidRequestError("reference_images must be a list of images")

@@ -37,7 +37,7 @@ _V6_REFUSED: Final = tuple(
     for net in (
         "2001::/23",  # protocols, Teredo among them
         "2001:db8::/32",  # documentation
-        "2002::/16",  # 6to4: an IPv4 address, of any kind, in disguise
+        "2002::/16",  # 6to4, which embeds any IPv4 address
         "3fff::/20",  # documentation
     )
 )

@@ -71,7 +71,7 @@ def of_request_start(event: events.RequestStarted) -> Attributes:
 
 @_once
 def of_request_end(event: events.RequestEnded) -> Attributes:
-    """Return the attributes of a call that ended: all that one search may combine."""
+    """Return the attributes of a call that ended: all values that one search may combine."""
     found: Attributes = {
         names.OUTCOME: event.outcome,
         names.FALLBACK_USED: event.fallback_cause is not None,

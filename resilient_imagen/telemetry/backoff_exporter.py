@@ -1,4 +1,4 @@
-"""An exporter that stops sending to a dead collector for a while. Needs OpenTelemetry's SDK."""
+"""An exporter that pauses while the collector is unreachable. Needs OpenTelemetry's SDK."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PAUSE: Final = 30.0
 
 
 class BackoffExporter(SpanExporter):
-    """Sends through another exporter, and waits for a dead collector once, not once per batch.
+    """Sends through another exporter, and waits for an unreachable collector only once.
 
     Args:
         exporter: Sends spans.
@@ -59,7 +59,7 @@ class BackoffExporter(SpanExporter):
     def _delivered(self, spans: Sequence[ReadableSpan]) -> bool:
         try:
             return self._exporter.export(spans) is SpanExportResult.SUCCESS
-        except Exception:  # noqa: BLE001 - older exporters raise what newer ones return
+        except Exception:  # noqa: BLE001 - newer exporters return this failure instead
             return False
 
     def shutdown(self) -> None:

@@ -76,7 +76,7 @@ class SinkDispatcher:
         for sink in sinks:
             try:
                 sink.handle(event)
-            except (Exception, asyncio.CancelledError, SystemExit) as error:  # noqa: BLE001 - never the caller's
+            except (Exception, asyncio.CancelledError, SystemExit) as error:  # noqa: BLE001 - see emit
                 if id(sink) not in self._failed:
                     self._failed.add(id(sink))
                     _log.warning("sink %s failed: %s", type(sink).__name__, type(error).__name__)

@@ -59,7 +59,7 @@ def now() -> float:
     """Return the running loop's time; without a loop, that of the clock which loops use."""
     try:
         return asyncio.get_running_loop().time()
-    except RuntimeError:  # a client made outside a loop, or a call thrown away with its loop
+    except RuntimeError:  # a client created outside a loop, or an abandoned call of a closed loop
         return time.monotonic()
 
 
@@ -98,7 +98,7 @@ class Event:
 
 @_event
 class RequestStarted(Event):
-    """A caller asked for an image."""
+    """A call started."""
 
     request: ImageRequest = field(repr=False)
     provider: str
@@ -115,7 +115,7 @@ class RouteRegistered(Event):
     model: str
     breaker: CircuitBreaker = field(repr=False)
     configured: bool
-    """False when it is there only because a caller named its model."""
+    """False if the route exists only because a caller named its model."""
 
 
 @_event
@@ -135,13 +135,13 @@ class AttemptStarted(Event):
     number: int
     """1-based, per route."""
     limit: int
-    """How many this route may send for this call."""
+    """Maximum number of requests on this route for this call."""
     operation: str
     base_url: str | None
     telemetry_name: str | None
     """As in ``Endpoint``."""
     admitted: str
-    """The breaker's state that let it through: closed or half_open."""
+    """The breaker's state that admitted it: closed or half_open."""
     probe: bool
     queue_s: float
     """Seconds this request waited for its turn."""
@@ -149,7 +149,7 @@ class AttemptStarted(Event):
     time_limit_s: float
     """Seconds of the route's time limit."""
     prompt_hints: PromptHints | None = None
-    """What the provider adds to the caller's prompt; None when it does not say."""
+    """The provider's additions to the prompt; None if the provider does not report them."""
     overlap: str | None = None
     """Why it was sent while an earlier route's request was in flight: probe, slow or timeout."""
 
@@ -169,7 +169,7 @@ class AttemptEnded(Event):
     model: str = _of("sent.model")
     number: int = _of("sent.number")
     limit: int = _of("sent.limit")
-    """How many requests this route may send for this call."""
+    """Maximum number of requests on this route for this call."""
     operation: str = _of("sent.operation")
     """generate or edit."""
     base_url: str | None = _of("sent.base_url")
@@ -185,7 +185,7 @@ class AttemptEnded(Event):
     overlap: str | None = _of("sent.overlap")
     """Why it was sent while an earlier route's request was in flight: probe, slow or timeout."""
     reason: Reason | None = _of("attempt.reason")
-    """None after a success, and after a failure of our own code (then ``error_type`` is set)."""
+    """None after a success, and after a local bug (then ``error_type`` is set)."""
     latency_s: float = _of("attempt.latency_s")
     retry_after: float | None = _of("attempt.retry_after")
     """Seconds the server asked to wait."""
@@ -216,7 +216,7 @@ class AttemptEnded(Event):
     unused: bool = False
     """True for an image that came after that of another route, or after the call."""
     error_type: str | None = None
-    """Name of the SDK's exception type, or of our own bug's."""
+    """Name of the exception type of the SDK, or of the local bug."""
     vendor_message: str | None = None
     """Redacted and bounded."""
     response_model: str | None = None
@@ -226,7 +226,7 @@ class AttemptEnded(Event):
 
 @_event
 class RetryScheduled(Event):
-    """The same route will be asked again."""
+    """A retry on the same route is scheduled."""
 
     sent: AttemptStarted = field(repr=False)
     """The request that failed, as it was sent."""
@@ -241,12 +241,12 @@ class RetryScheduled(Event):
     reason: Reason
     delay_s: float
     hinted: bool
-    """True when the server said how long to wait."""
+    """Whether the server determined the wait."""
 
 
 @_event
 class RouteFallback(Event):
-    """A route was left for the next one."""
+    """A call falls back to the next route."""
 
     from_route: str
     to_route: str
@@ -288,7 +288,7 @@ class ShortCircuited(Event):
 
 @_event
 class BreakerChanged(Event):
-    """A breaker changed its state; in shadow mode, would have."""
+    """A breaker changed its state. In shadow mode, it would have done so."""
 
     transition: Transition
     next_route: str | None = None
@@ -312,9 +312,9 @@ class CandidateDisagreed(Event):
     provider: str
     model: str
     would: str
-    """reject: the live breaker let it through; allow: the live breaker refused it."""
+    """The decision of the candidate, reject or allow; that of the live breaker is the opposite."""
     reason: Reason | None
-    """Why a request that was sent failed; None for an image."""
+    """The reason of a failed request; None for an image, and for a request that was not sent."""
     latency_s: float | None
     """Seconds it took; None when it was not sent."""
 
@@ -344,7 +344,7 @@ class RequestEnded(Event):
     error_type: str | None = None
     """Name of the exception's type."""
     served: AttemptEnded | None = None
-    """The request that brought the image; there may be one although the call failed."""
+    """The request that delivered the image; it may exist even if the call failed."""
     setup_s: float = 0.0
     """Seconds in which SDKs were loaded and built for the call."""
     hedged: str | None = None
@@ -367,7 +367,7 @@ class OrderApplied(Event):
 
 @_event
 class OrderEnded(Event):
-    """The time of an operator's order is over, and its effect is undone."""
+    """An operator's order has ended, and its effect is reverted."""
 
     order: str
     by: str
@@ -378,14 +378,14 @@ class SettingsReported(Event):
     """The settings in effect: with a client's first call, after each change, and once an hour."""
 
     client_id: str
-    """Identifies the client among those whose events reach the same place."""
+    """Identifies the client among others whose events have the same destination."""
     variables: Mapping[str, str]
-    """Each setting that decides how calls go, by variable. There are no secrets among them."""
+    """The settings that affect calls, by variable, without secrets."""
 
 
 @_event
 class OperatorWarning(Event):
-    """Something an operator should know once: a missing key, a model name that was mapped."""
+    """A warning for operators, emitted once: a missing key, a replaced model name."""
 
     code: str
     message: str

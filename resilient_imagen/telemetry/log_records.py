@@ -69,9 +69,9 @@ def _attempt_ended(event: events.AttemptEnded) -> Line | None:
         if not event.unused:
             return None
         return logging.INFO, names.ATTEMPT_COMPLETED, lambda: _attempt(event)
-    loud = event.reason is not None and POLICIES[event.reason].alert
+    alert = event.reason is not None and POLICIES[event.reason].alert
     return (
-        logging.ERROR if loud else logging.WARNING,
+        logging.ERROR if alert else logging.WARNING,
         names.ATTEMPT_FAILED,
         lambda: _attempt(event),
     )
@@ -207,7 +207,7 @@ def _request_ended(event: events.RequestEnded) -> Line:
 
 
 def _served(event: events.AttemptEnded, now: float) -> dict[str, Any]:
-    """Describe the request that brought the image, as a replay needs it."""
+    """Describe the request that delivered the image, as a replay needs it."""
     found: dict[str, Any] = {
         "attempt.latency_s": round(event.latency_s, 6),
         "attempt.ago_s": round(now - event.at, 6),
@@ -231,7 +231,7 @@ def _served(event: events.AttemptEnded, now: float) -> dict[str, Any]:
         used = None if event.usage is None else event.usage[key]
         if used is not None:
             found[name] = used
-    if event.response_id is not None:  # vendors ask for it
+    if event.response_id is not None:  # vendors' support requests it
         found[names.GEN_AI_RESPONSE_ID] = safe_name(event.response_id)
     return found
 

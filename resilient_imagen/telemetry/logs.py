@@ -54,12 +54,12 @@ class LogSink:
     """Turns events into log records.
 
     Every request that failed leaves one record, ``imagegen.attempt.failed`` (warning; error where
-    an operator has to act), with all that a replay needs: time, route, latency_s, reason,
-    retry.after and the breaker's state. The request that brought the image is described in the
-    record of its call, ``imagegen.request.completed`` (info): a successful call leaves one record.
-    An image that came too late for its call has a record, ``imagegen.attempt.completed`` (info).
-    While a circuit is open, only the first call that it rejects leaves a warning; the record about
-    the end of that time has the number of rejected calls.
+    an operator has to act), with all data for a replay: time, route, latency_s, reason, retry.after
+    and the breaker's state. The request that delivered the image is described in the record of its
+    call, ``imagegen.request.completed`` (info): a successful call leaves one record. An image that
+    came too late for its call has a record, ``imagegen.attempt.completed`` (info). While a circuit
+    is open, only the first call that it rejects leaves a warning; the record about its closing has
+    the number of rejected calls.
 
     Args:
         spans: Knows which span an event is about; without it, the current one.
@@ -131,7 +131,7 @@ class _Keys(dict[str, str]):
 _KEYS: Final = _Keys()
 
 
-# -- where records go -------------------------------------------------------------------------
+# -- destination of records -------------------------------------------------------------------
 
 Write: TypeAlias = "Callable[[str, dict[str, Any]], None]"
 """Writes a record with a name, and keys with their values."""
@@ -142,7 +142,7 @@ def _writer(level: int) -> Write | None:
     # An application that has not imported structlog has not configured it.
     structlog = sys.modules.get("structlog")
     if structlog is None or not structlog.is_configured():
-        return _log_record(level) if _logger.isEnabledFor(level) and _is_heard() else None
+        return _log_record(level) if _logger.isEnabledFor(level) and _has_receiver() else None
     logger = _bound(structlog)
     # Look at the class: some wrappers accept any attribute as a log method.
     if hasattr(type(logger), "is_enabled_for") and not logger.is_enabled_for(level):
@@ -158,11 +158,11 @@ def _bound(structlog: Any) -> Any:
         return structlog.get_logger().bind()
 
 
-def _is_heard() -> bool:
+def _has_receiver() -> bool:
     """Return whether any handler but our own receives records.
 
-    Warnings are enabled in a program that does not configure logging, and to build the records of
-    a fallback costs as much as the fallback.
+    Warnings are enabled in a program that does not configure logging, although nothing receives
+    them. Building the records of a fallback takes as long as the fallback itself.
     """
     if logging.Logger.callHandlers.__globals__ is not vars(logging):
         return True  # replaced, as by Sentry, which needs no handler

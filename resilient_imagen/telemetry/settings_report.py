@@ -1,7 +1,7 @@
 """The report of the settings in effect, for later readers of logs and traces.
 
-It is emitted with a call, not when the client is made: by then the application has configured its
-logging. Once an hour it is repeated, so that a rotated log file has it, too.
+It is emitted with a call, not at the creation of the client, because the application has configured
+its logging by then. Once an hour it is repeated, so that a rotated log file has it, too.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _usable_steps(settings: Settings, providers: Container[str]) -> Iterator[str
 
 
 def _is_kept_open(breaker: CircuitBreaker) -> bool:
-    """Return whether the settings, the application or an operator's order keep it open."""
+    """Return whether the settings, the application or an operator's order keep the breaker open."""
     return breaker.force_open or (breaker.held is not None and breaker.held.opens)
 
 

@@ -1,7 +1,6 @@
-"""Tracing for our own commands, as OpenTelemetry's environment variables ask for it.
+"""Tracing for this project's commands, configured by OpenTelemetry's environment variables.
 
-For programs of this project, such as the command line and the demo. The library itself never
-installs a provider: that is the application's task.
+The library itself never installs a provider, which is the application's task.
 """
 
 # OpenTelemetry configures itself from the environment only in a program that was started by
@@ -38,7 +37,7 @@ def setup_tracing(
     asked: bool = False,
     warn: Callable[[str], None] | None = None,
 ) -> Callable[[], bool] | None:
-    """Send spans where OTEL_* says, or to ``endpoint``; do nothing unless either asks for it.
+    """Export spans as OTEL_* states, or to ``endpoint``; do nothing if neither requests it.
 
     OTEL_TRACES_EXPORTER may name otlp, console and none; the protocol is http/protobuf. The
     variables of OpenTelemetry's SDK and of its OTLP exporter have their usual meaning.
@@ -152,7 +151,7 @@ def _without_credentials(address: str) -> str:
 
 
 def _resource(service_name: str) -> Resource:
-    """Return what the environment says of this service, with a name if it has none there."""
+    """Return the environment's resource, named ``service_name`` if it has no name."""
     from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 
     found = Resource.create()

@@ -13,10 +13,9 @@ __all__ = ["EventSink"]
 class EventSink(Protocol):
     """A receiver of events.
 
-    A sink with an attribute ``inline`` that is true is called in the caller's task, before the
-    call goes on, so it must be quick. Any other is called from one background thread, in order,
-    with the caller's context variables: no call waits for it, and events that it cannot keep up
-    with are dropped.
+    A sink with an attribute ``inline`` that is true is called in the caller's task, before the call
+    goes on, so it must be quick. Any other is called from one background thread, in order, with the
+    caller's context variables: no call waits for it, and events beyond its queue are dropped.
     """
 
     def handle(self, event: Event) -> None:

@@ -241,7 +241,7 @@ class SpanSink:
     def _describe(span: Span, event: events.AttemptEnded, now: int) -> None:
         span.set_attributes(attributes.of_attempt_end(event))
         if attributes.attempt_error(event) is None or event.reason is Reason.CANCELLED:
-            return  # a success; or the caller left, or another route delivered first
+            return  # a success, or cancelled by its caller or by another route's image
         span.set_status(StatusCode.ERROR)
         details = {names.EXCEPTION_TYPE: event.error_type or ""}
         if event.vendor_message is not None:

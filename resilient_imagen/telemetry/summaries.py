@@ -81,7 +81,7 @@ def _attempt_ended(event: events.AttemptEnded) -> str:
 
 
 def _unused_image(event: events.AttemptEnded) -> str:
-    """Describe an image that came too late for its call."""
+    """Describe an image that arrived too late for its call."""
     who, why = event.provider, "the call had ended"
     if event.delivered_by is not None:
         who, first = _distinct(f"{event.provider}:{event.model}", event.delivered_by)
