@@ -3,12 +3,11 @@
     python benchmarks/call_cost.py                                   # all, as JSON
     python benchmarks/call_cost.py plain | observed | sync CALLS     # in this process
 
-Each kind is measured in a fresh process. A figure is that of the best stretch of calls,
-because other work of the machine can only add to it; what is compared takes turns.
-Checking the image is left out: it happens in a thread, beside requests of many seconds.
+Each kind is measured in a fresh process, and the cost of the provider is subtracted. Checking the
+image is left out: it happens in a thread, beside requests of many seconds.
 
-- plain: ``ok``, processor time over that of the provider, without telemetry and with logging as
-  Python starts with it; ``fallback``, the same for calls that Google rejects and OpenAI serves.
+- plain: ``ok``, processor time without telemetry and with logging as Python starts with it;
+  ``fallback``, the same for calls that Google rejects and OpenAI serves.
 - observed: ``observed``, as ``ok``, with OpenTelemetry's SDK (a batch processor whose exporter
   drops the spans, a metric reader in memory) and structlog's JSON lines from INFO on.
 - sync: ``hop``, wall-clock time of a call through ``resilient_imagen.sync`` over one in a
@@ -20,118 +19,88 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import subprocess
+import os
 import sys
 import time
-from collections.abc import Callable, Sequence
-from statistics import median
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from unittest.mock import patch
 
-from stopwatch import best
+from stopwatch import Figures, best, medians
+from table import OURS
 
 from resilient_imagen import ImageClient, Settings, sync
-from resilient_imagen.cost import TokenUsage
-from resilient_imagen.errors import ImageGenerationError, provider_failure
+from resilient_imagen.errors import ImageGenerationError
 from resilient_imagen.pipeline.fitter import FittedImage, ImageFitter
-from resilient_imagen.providers.base import Endpoint, ProviderImage, ProviderResult
+from resilient_imagen.providers.base import ProviderResult
 from resilient_imagen.reasons import Reason
 from resilient_imagen.request import ImageRequest
-from resilient_imagen.testing import TINY_PNG
+from resilient_imagen.testing import FakeProvider
 
-Figures = dict[str, float]
-
-
-class Instant:
-    """A provider that responds at once."""
-
-    def __init__(self, name: str = "google") -> None:
-        self.name = name
-        self.endpoint = Endpoint(name)
-        images = (ProviderImage(TINY_PNG, "image/png"),)
-        self.result = ProviderResult(images, "gemini-3-pro-image", TokenUsage(10, 100, 110))
-
-    async def generate(self, request: ImageRequest, model: str) -> ProviderResult:
-        """Return the image."""
-        del request, model
-        return self.result
-
-    async def aclose(self) -> None:
-        """Do nothing: there are no connections."""
+TITLES = {
+    "ok": "added to a call, µs of CPU",
+    "fallback": "added to a call that falls back, µs of CPU",
+    "observed": "added with OpenTelemetry's SDK and JSON log lines, µs of CPU",
+    "hop": "a call by `resilient_imagen.sync` instead of `await`, µs more",
+}
+GOOGLE, OPENAI = "gemini-3-pro-image", "gpt-image-2.5-flare"
+REQUEST = ImageRequest("a lighthouse")
+SETTINGS = {"ipm": 1_000_000, "burst": 1_000_000, "max_retries": 0,
+            "breaker_fail_max": 10**9, "breaker_min_calls": 10**9}  # fmt: skip
+"""No limit is reached, nothing is retried, and the breaker never opens."""
 
 
-class Down(Instant):
-    """A provider that is overloaded."""
-
-    async def generate(self, request: ImageRequest, model: str) -> ProviderResult:
-        """Raise a 503."""
-        del request
-        raise provider_failure(Reason.OVERLOADED, provider=self.name, model=model, status=503)
+def google() -> FakeProvider:
+    return FakeProvider("google", latency=0)
 
 
-class Unfitted(ImageFitter):
-    """An image fitter that does not look at images."""
-
-    async def fit(self, request: ImageRequest, answer: ProviderResult) -> FittedImage:
-        """Return the image of the response."""
-        del request
-        (image,) = answer.images
-        return FittedImage(image.data, image.mime_type)
+def settings(routes: str = f"google:{GOOGLE}") -> Settings:
+    return Settings.model_validate({**SETTINGS, "routes": routes})
 
 
-def client(*providers: Instant) -> ImageClient:
-    """Return a client without effective limits; the breaker never opens."""
-    settings = Settings(
-        routes=",".join(f"{each.name}:{_MODELS[each.name]}" for each in providers),
-        ipm=1_000_000, burst=1_000_000, max_retries=0, breaker_fail_max=10**9,
-        breaker_min_calls=10**9,
-    )  # fmt: skip
-    made = ImageClient(settings, providers=providers)
-    made._pipeline._attempts._fitter = Unfitted("none")  # noqa: SLF001 - no setting turns it off
-    return made
+async def unchecked(_: ImageFitter, __: ImageRequest, answer: ProviderResult) -> FittedImage:
+    """Return the image of the response without a look at it."""
+    (image,) = answer.images
+    return FittedImage(image.data, image.mime_type)
 
 
-_MODELS = {"google": "gemini-3-pro-image", "openai": "gpt-image-2.5-flare"}
+async def added(calls: int, bare: Callable[[], Awaitable[object]], client: ImageClient) -> float:
+    """Return the microseconds by which a call of the client exceeds a bare one."""
+    async with client:
+        taken = await best(calls, bare=bare, ours=lambda: client.generate("a lighthouse"))
+    return taken["ours"] - taken["bare"]
+
+
+async def added_to_google(calls: int) -> float:
+    """Return the microseconds that a call of a healthy provider costs more by the client."""
+    up = google()
+    client = ImageClient(settings(), providers=[up])
+    return await added(calls, lambda: up.generate(REQUEST, GOOGLE), client)
 
 
 async def plain(calls: int) -> Figures:
     """Measure ``ok`` and ``fallback``."""
-    google, openai, down = Instant(), Instant("openai"), Down()
-    request = ImageRequest("a lighthouse")
+    down = google().fail(Reason.OVERLOADED, latency=0, status=503)
+    other = FakeProvider("openai", latency=0)
 
     async def by_hand() -> None:
         try:
-            await down.generate(request, "gemini-3-pro-image")
+            await down.generate(REQUEST, GOOGLE)
         except ImageGenerationError:
-            await openai.generate(request, "gpt-image-2.5-flare")
+            await other.generate(REQUEST, OPENAI)
 
-    async with client(google) as healthy, client(down, openai) as falling_back:
-        taken = await best(
-            calls,
-            bare=lambda: google.generate(request, "gemini-3-pro-image"),
-            ok=lambda: healthy.generate("a lighthouse"),
-            by_hand=by_hand,
-            fallback=lambda: falling_back.generate("a lighthouse"),
-        )
-    return {
-        "ok": taken["ok"] - taken["bare"],
-        "fallback": taken["fallback"] - taken["by_hand"],
-    }
+    both = settings(f"google:{GOOGLE},openai:{OPENAI}")
+    client = ImageClient(both, providers=[down, other])
+    return {"ok": await added_to_google(calls), "fallback": await added(calls, by_hand, client)}
 
 
 async def observed(calls: int) -> Figures:
-    """Measure a call with spans, metrics and log lines switched on."""
-    _switch_telemetry_on()
-    google, request = Instant(), ImageRequest("a lighthouse")
-    async with client(google) as healthy:
-        taken = await best(
-            calls,
-            bare=lambda: google.generate(request, "gemini-3-pro-image"),
-            observed=lambda: healthy.generate("a lighthouse"),
-        )
-    return {"observed": taken["observed"] - taken["bare"]}
+    """Measure ``observed``."""
+    install_telemetry()
+    return {"observed": await added_to_google(calls)}
 
 
-def _switch_telemetry_on() -> None:
+def install_telemetry() -> None:
     """Install what an application would have installed; nothing is sent."""
     import structlog
     from opentelemetry import metrics, trace
@@ -159,19 +128,18 @@ def _switch_telemetry_on() -> None:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(open("/dev/null", "w")),  # noqa: SIM115, PTH123 - lives as long as the process
+        logger_factory=structlog.WriteLoggerFactory(Path(os.devnull).open("w")),  # noqa: SIM115 - lives as long as the process
     )
 
 
 async def hop(calls: int) -> Figures:
     """Measure the way to the shared loop of ``resilient_imagen.sync``, from this thread."""
-    settings = Settings(routes="google:gemini-3-pro-image", ipm=1_000_000, burst=1_000_000)
+    async with ImageClient(settings(), providers=[google()]) as awaited:
+        with sync.ImageClient(settings(), providers=[google()]) as blocking:
 
-    async def call() -> None:
-        images.generate("a lighthouse")
+            async def call() -> None:
+                blocking.generate("a lighthouse")
 
-    async with ImageClient(settings, providers=[Instant()]) as awaited:
-        with sync.ImageClient(settings, providers=[Instant()]) as images:
             taken = await best(
                 calls,
                 time.perf_counter,
@@ -181,33 +149,30 @@ async def hop(calls: int) -> Figures:
     return {"hop": taken["hop"] - taken["awaited"]}
 
 
-KINDS: dict[str, Callable[[int], Any]] = {"plain": plain, "observed": observed, "sync": hop}
+KINDS: dict[str, Callable[[int], Coroutine[None, None, Figures]]] = {
+    "plain": plain,
+    "observed": observed,
+    "sync": hop,
+}
 
 
-def measure(rounds: int, calls: int, peers: dict[str, list[str]]) -> dict[str, Figures]:
-    """Return medians of several rounds by design, in which the designs take turns.
+def measure(rounds: int, calls: int, peers: Mapping[str, Sequence[str]]) -> dict[str, Figures]:
+    """Return the medians of several rounds by design, in which the designs take turns.
 
     Args:
         rounds: Number of rounds.
         calls: Calls in each stretch.
-        peers: Commands that print ``ok`` and ``fallback`` of other libraries.
+        peers: Commands that print ``ok`` and ``fallback`` of other libraries for ``calls``.
     """
-    commands = {kind: [sys.executable, __file__, kind] for kind in KINDS} | peers
-    runs: dict[str, list[Figures]] = {name: [] for name in commands}
-    for _ in range(rounds):
-        for name, command in commands.items():
-            printed = subprocess.check_output([*command, str(calls)], text=True, timeout=600)
-            runs[name].append(json.loads(printed.splitlines()[-1]))
-    found = {
-        name: {key: median(run[key] for run in each) for key in each[0]}
-        for name, each in runs.items()
-    }
-    own = {key: value for kind in KINDS for key, value in found.pop(kind).items()}
-    return {"ours": own, **found}
+    commands = {kind: [sys.executable, __file__, kind] for kind in KINDS} | dict(peers)
+    found = medians({name: [*each, str(calls)] for name, each in commands.items()}, rounds)
+    ours = {key: value for kind in KINDS for key, value in found.pop(kind).items()}
+    return {OURS: ours, **found}
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        print(json.dumps(asyncio.run(KINDS[sys.argv[1]](int(sys.argv[2])))))
+        with patch.object(ImageFitter, "fit", unchecked):
+            print(json.dumps(asyncio.run(KINDS[sys.argv[1]](int(sys.argv[2])))))
     else:
-        print(json.dumps(measure(3, 500, {})["ours"]))
+        print(json.dumps(measure(3, 500, {})[OURS]))

@@ -1,10 +1,11 @@
 """Images from request to result over loopback: time, CPU, stalls of the event loop, memory.
 
-Each design runs in a separate process, the emulator in this one, and the designs take turns.
+    python benchmarks/images.py        # one round, as a table
+    python benchmarks/images.py bare | ours LOAD GOOGLE_URL OPENAI_URL REFERENCES    # JSON
+
+Each design runs in a separate process, the emulator in the first one, and the designs take turns.
 Google's images end as base64 to hand on, OpenAI's as bytes to store: the form that the vendor's SDK
 does not return by itself.
-
-    python benchmarks/images.py bare | ours LOAD GOOGLE_URL OPENAI_URL FILE    # JSON
 """
 
 from __future__ import annotations
@@ -17,30 +18,44 @@ import io
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
+
+from stopwatch import Figures, medians
+from table import Rows, markdown, rows
 
 if TYPE_CHECKING:
     from PIL import Image
 
-Figures = dict[str, float]
-Make = Callable[[str], Awaitable[object]]
 References = list[dict[str, str]]
+Make = Callable[[str, References], Awaitable[object]]
+"""Makes the image of a prompt with reference images."""
 SMALL, LARGE = "a lighthouse", "a large lighthouse"
 """Prompts; the emulator's image for the second one is 20 MB."""
+
+
+FIGURES = {
+    "first_s": "the first of a process, imports included, s of CPU",
+    "wall_ms": "time, ms an image",
+    "cpu_ms": "CPU, ms an image",
+    "stall_ms": "longest stall of the event loop, ms",
+    "peak_mb": "additional memory, MB",
+    "left_mb": "of that still held without the images, MB",
+}
 
 
 @dataclass(frozen=True)
 class Load:
     """The images of one measurement."""
 
+    title: str
+    figures: tuple[str, ...] = ("wall_ms", "cpu_ms", "stall_ms", "peak_mb")
+    """The figures that are shown."""
     vendor: str = "google"
     prompt: str = LARGE
     references: bool = False
@@ -49,14 +64,18 @@ class Load:
     times: int = 1
 
 
+EIGHT = ("wall_ms", "stall_ms", "peak_mb", "left_mb")
 LOADS = {
-    "small": Load(prompt=SMALL, times=20),
-    "4K google": Load(),
-    "4K google, 8": Load(at_once=8),
-    "4K openai": Load("openai"),
-    "4K openai, 8": Load("openai", at_once=8),
-    "references": Load(prompt=SMALL, references=True),
+    "small": Load("a small image", ("first_s", "wall_ms", "cpu_ms"), prompt=SMALL, times=20),
+    "google": Load("20 MB from Google"),
+    "google8": Load("20 MB from Google, eight at once", EIGHT, at_once=8),
+    "openai": Load("20 MB from OpenAI", vendor="openai"),
+    "openai8": Load("20 MB from OpenAI, eight at once", EIGHT, vendor="openai", at_once=8),
+    "references": Load("eight 2K references", prompt=SMALL, references=True),
 }
+
+
+# -- the emulator ----------------------------------------------------------------------------------
 
 
 def four_k() -> bytes:
@@ -68,13 +87,18 @@ def four_k() -> bytes:
     return encoded(Image.frombytes("RGB", (width, height), noise.ljust(3 * width * height, b"\0")))
 
 
-def photo(kind: str, seed: int) -> bytes:
-    """Return a 2048x2048 image that compresses about as badly as a photograph."""
+def references() -> References:
+    """Return eight 2K images, JPEG and PNG, that compress about as badly as photographs."""
     from PIL import Image
 
     noise = Image.effect_noise((512, 512), 60).resize((2048, 2048), Image.Resampling.BICUBIC)
-    gradient = Image.linear_gradient("L").resize((2048, 2048)).rotate(seed * 20)
-    return encoded(Image.merge("RGB", (noise, gradient, Image.blend(noise, gradient, 0.5))), kind)
+    made = []
+    for number, kind in enumerate(["JPEG", "PNG"] * 4):
+        gradient = Image.linear_gradient("L").resize((2048, 2048)).rotate(number * 20)
+        photo = Image.merge("RGB", (noise, gradient, Image.blend(noise, gradient, 0.5)))
+        data = base64.b64encode(encoded(photo, kind)).decode()
+        made.append({"image_base64": data, "mime_type": f"image/{kind.lower()}"})
+    return made
 
 
 def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -83,38 +107,23 @@ def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
     return out.getvalue()
 
 
-def references() -> References:
-    """Return eight 2K images, half of them PNG, half JPEG."""
-    return [
-        {
-            "image_base64": base64.b64encode(photo(kind, n)).decode(),
-            "mime_type": f"image/{kind.lower()}",
-        }
-        for n, kind in enumerate(["JPEG", "PNG"] * 4)
-    ]
-
-
-class BySize:
-    """A renderer of small or large images, by the prompt."""
-
-    def __init__(self) -> None:
-        from resilient_imagen.emulator.renderer import ImageRenderer
-
-        self._small, self._large = ImageRenderer("tiny"), ImageRenderer(four_k())
-
-    async def render(self, vendor: str, call: Any, canvas: Any, variant: int) -> Any:
-        """Return the image."""
-        renderer = self._large if LARGE in call.prompt else self._small
-        return await renderer.render(vendor, call, canvas, variant)
-
-
 @contextlib.contextmanager
 def emulator() -> Iterator[list[str]]:
     """Provide Google's address, OpenAI's and the file with the references."""
     from resilient_imagen.emulator import BackgroundEmulator, Emulator
+    from resilient_imagen.emulator.renderer import ImageRenderer
 
-    app = Emulator()
-    app.studio = BySize()  # type: ignore[assignment]
+    class BySize(ImageRenderer):
+        """Small or large images, by the prompt."""
+
+        async def render(self, vendor: str, call: Any, canvas: Any, variant: int) -> Any:
+            """Return the image."""
+            if LARGE in call.prompt:
+                return await super().render(vendor, call, canvas, variant)
+            return await small.render(vendor, call, canvas, variant)
+
+    app, small = Emulator(), ImageRenderer("tiny")
+    app.studio = BySize(four_k())
     with tempfile.NamedTemporaryFile("w", suffix=".json") as given, BackgroundEmulator(app) as run:
         json.dump(references(), given)
         given.flush()
@@ -124,13 +133,12 @@ def emulator() -> Iterator[list[str]]:
 # -- the designs -----------------------------------------------------------------------------------
 
 
-@contextlib.asynccontextmanager
-async def bare(load: Load, google_url: str, openai_url: str) -> AsyncIterator[Callable[..., Any]]:
+def bare(load: Load, google_url: str, openai_url: str) -> Make:
     """The async SDKs, used as their documentation says, and nothing else."""
-    yield bare_openai(openai_url) if load.vendor == "openai" else bare_google(google_url)
+    return bare_openai(openai_url) if load.vendor == "openai" else bare_google(google_url)
 
 
-def bare_google(url: str) -> Callable[..., Any]:
+def bare_google(url: str) -> Make:
     from google import genai
     from google.genai import types
 
@@ -141,40 +149,31 @@ def bare_google(url: str) -> Callable[..., Any]:
     )
 
     async def make(prompt: str, given: References) -> object:
-        parts: list[types.PartUnionDict] = [
-            types.Part.from_bytes(
-                data=base64.b64decode(one["image_base64"]), mime_type=one["mime_type"]
-            )
-            for one in given
-        ]
-        answer = await client.aio.models.generate_content(
-            model="gemini-3-pro-image", contents=[types.Part(text=prompt), *parts], config=config
+        contents: Any = [types.Part(text=prompt)]
+        for one in given:
+            data = base64.b64decode(one["image_base64"])
+            contents.append(types.Part.from_bytes(data=data, mime_type=one["mime_type"]))
+        answer: Any = await client.aio.models.generate_content(
+            model="gemini-3-pro-image", contents=contents, config=config
         )
-        assert answer.parts
-        image = answer.parts[0].inline_data
-        assert image
-        assert image.data
-        return base64.b64encode(image.data).decode()
+        return base64.b64encode(answer.parts[0].inline_data.data).decode()
 
     return make
 
 
-def bare_openai(url: str) -> Callable[..., Any]:
+def bare_openai(url: str) -> Make:
     from openai import AsyncOpenAI
 
     client = AsyncOpenAI(api_key="k", base_url=url, max_retries=0)
 
     async def make(prompt: str, _: References) -> object:
-        answer = await client.images.generate(model="gpt-image-2.5-flare", prompt=prompt)
-        assert answer.data
-        assert answer.data[0].b64_json
+        answer: Any = await client.images.generate(model="gpt-image-2.5-flare", prompt=prompt)
         return base64.b64decode(answer.data[0].b64_json)
 
     return make
 
 
-@contextlib.asynccontextmanager
-async def ours(load: Load, google_url: str, openai_url: str) -> AsyncIterator[Callable[..., Any]]:
+def ours(load: Load, google_url: str, openai_url: str) -> Make:
     """This library, with the one route whose SDK the other design loads."""
     from resilient_imagen import ImageClient, Settings
     from resilient_imagen.images.base64_codec import encode_base64_async
@@ -185,15 +184,13 @@ async def ours(load: Load, google_url: str, openai_url: str) -> AsyncIterator[Ca
         openai_base_url=openai_url, ipm=1_000_000, max_concurrent=64,
         routes="google:gemini-3-pro-image" if google else "openai:gpt-image-2.5-flare",
     )  # fmt: skip
-    async with ImageClient(settings) as client:
+    client = ImageClient(settings)
 
-        async def make(prompt: str, given: References) -> object:
-            result = await client.generate(prompt, references=given)
-            if google:
-                return await encode_base64_async(result.image_bytes)
-            return result.image_bytes
+    async def make(prompt: str, given: References) -> object:
+        result = await client.generate(prompt, references=given)
+        return await encode_base64_async(result.image_bytes) if google else result.image_bytes
 
-        yield make
+    return make
 
 
 DESIGNS = {"bare": bare, "ours": ours}
@@ -202,13 +199,13 @@ DESIGNS = {"bare": bare, "ours": ours}
 # -- measuring -------------------------------------------------------------------------------------
 
 
-async def probe(make: Make, load: Load) -> Figures:
+async def probe(make: Make, load: Load, given: References) -> Figures:
     """Return time and CPU per image, the longest stall of the loop, and memory.
 
     A small image comes first: it pays for the connection and for lazy imports (``first_s``, CPU
     from the start of the process). Memory is counted from there.
     """
-    await make(SMALL)
+    await make(SMALL, given)
     first, late = time.process_time(), 0.0
     reset_maximum()
 
@@ -224,7 +221,7 @@ async def probe(make: Make, load: Load) -> Figures:
     late, base = 0.0, megabytes("VmRSS")
     cpu, wall = time.process_time(), time.perf_counter()
     for _ in range(load.times):
-        images = await asyncio.gather(*(make(load.prompt) for _ in range(load.at_once)))
+        images = await asyncio.gather(*(make(load.prompt, given) for _ in range(load.at_once)))
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     await asyncio.sleep(0.01)  # a stall at the very end counts, too
     ticker.cancel()
@@ -260,26 +257,22 @@ async def child(design: str, name: str, google_url: str, openai_url: str, file: 
     """Measure one design in this process, and print its figures."""
     load = LOADS[name]
     given = json.loads(await asyncio.to_thread(Path(file).read_text)) if load.references else []
-    async with DESIGNS[design](load, google_url, openai_url) as make:
-        print(json.dumps(await probe(lambda prompt: make(prompt, given), load)))
+    print(json.dumps(await probe(DESIGNS[design](load, google_url, openai_url), load, given)))
 
 
-def measure(rounds: int) -> dict[str, dict[str, Figures]]:
-    """Return medians by load and design of several rounds, in which the designs take turns."""
-    found: dict[str, dict[str, Figures]] = {}
+def measure(rounds: int) -> Rows:
+    """Return the table's rows: medians of several rounds, in which the designs take turns."""
+    made: Rows = {}
     with emulator() as given:
-        for load in LOADS:
-            runs: dict[str, list[Figures]] = {name: [] for name in DESIGNS}
-            for _ in range(rounds):
-                for name in DESIGNS:
-                    command = [sys.executable, __file__, name, load, *given]
-                    runs[name].append(json.loads(subprocess.check_output(command, timeout=300)))
-            found[load] = {
-                name: {key: median(run[key] for run in each) for key in each[0]}
-                for name, each in runs.items()
-            }
-    return found
+        for name, load in LOADS.items():
+            commands = {each: [sys.executable, __file__, each, name, *given] for each in DESIGNS}
+            titles = {figure: f"{load.title}: {FIGURES[figure]}" for figure in load.figures}
+            made |= rows(medians(commands, rounds), titles)
+    return made
 
 
 if __name__ == "__main__":
-    asyncio.run(child(*sys.argv[1:]))
+    if len(sys.argv) > 1:
+        asyncio.run(child(*sys.argv[1:]))
+    else:
+        print(markdown(measure(1)))

@@ -1,4 +1,9 @@
-"""Designs in the outages of ``outage_scenarios``: three alternatives, and this library.
+"""Designs in outages that were reported of gemini-3-pro-image, on virtual time.
+
+    python benchmarks/outage.py [VARIANTS]     # a table
+
+Every design gets the same callers and the same nine variants of each outage; a request of a call
+has the same outcome under every design.
 
 - bare: Google's SDK alone; one request, without a time limit.
 - retries: up to three requests to Google, 5 and 10 s apart (at once after a timeout), then OpenAI,
@@ -8,123 +13,342 @@
   failures within a minute exclude Google for a minute, after which every call asks it again. It has
   neither slots nor images a minute.
 - ours: the production pipeline with its default settings, over simulated providers.
+- other libraries: their own code, in the first outage (``peers.py``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
-from collections.abc import Callable, Sequence
+import sys
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from math import inf, nan
+from statistics import fmean
+from typing import Any, NamedTuple
 
-from outage_scenarios import (
-    GOOGLE,
-    NO_LIMIT,
-    OPENAI,
-    SEEDS,
-    Case,
-    Design,
-    Image,
-    OutageFigures,
-    OutageScenario,
-    Outcome,
-    Served,
-    means,
-    now,
-    run_outage,
-)
+from stopwatch import Figures, medians
+from table import Rows, markdown, rows
 
+from resilient_imagen.effective_settings import settings_from
 from resilient_imagen.reasons import Reason
 from resilient_imagen.settings import Settings
 from resilient_imagen.tuning.engine import run_simulation
-from resilient_imagen.tuning.outcome_model import SimulatedOutcome
+from resilient_imagen.tuning.outcome_model import DeterministicRng, SimulatedRequest
+from resilient_imagen.tuning.scenario import (
+    LatencyDistribution,
+    Outage,
+    Scenario,
+    ScenarioOutcomes,
+    Service,
+    Traffic,
+)
+from resilient_imagen.virtualtime import run_virtual
+
+GOOGLE, OPENAI = 0, 1
+SEEDS = range(1, 10)
+"""The variants."""
+LIMIT = 60.0
+"""Time limit in seconds of a request to Google, for designs that have one."""
+NO_LIMIT = 600.0
+"""Seconds after which a request without a limit counts as lost; OpenAI's requests have none."""
+ALL_SERVED = 0.995
+"""Share of callers that counts as all of them."""
+
+# Latencies of 2026 for 1K images: gemini-3-pro-image 16 to 23 s, tail 60; GPT Image at medium
+# quality 23 s on average (one measurement; the distribution here is wider).
+SERVICES = {
+    "google": Service(latency=LatencyDistribution(19.0, 35.0)),
+    "openai": Service(latency=LatencyDistribution(21.0, 32.0)),
+}
 
 
-def served(route: int, outcome: SimulatedOutcome) -> Served | None:
-    return None if outcome.reason else (route, outcome.latency)
+# -- the outages -----------------------------------------------------------------------------------
 
 
-def bare(world: OutageScenario, _: Case) -> Design:
+@dataclass(frozen=True)
+class Case:
+    """Outages, the traffic meanwhile, and the limits that a design has to keep."""
+
+    title: str
+    outages: Callable[[float], list[Outage]]
+    """Returns the outages from the minutes of a variant."""
+    hours: float = 1.5
+    calls: float = 10.0
+    """Calls a minute."""
+    slots: int = 16
+    """Requests in flight per provider."""
+    per_minute: float = 20.0
+    """Images a minute per provider."""
+
+    def scenario(self, seed: int) -> Scenario:
+        """Return a variant.
+
+        A long outage lasts 18 to 42 minutes, because the phase of a single open period would decide
+        the recovery.
+        """
+        traffic = Traffic(per_minute=self.calls, duration=self.hours * 3600, spacing="even")
+        outages = tuple(self.outages(15 + 3 * seed))
+        return Scenario(traffic=traffic, services=SERVICES, troubles=outages)
+
+    def outcomes(self, seed: int) -> ScenarioOutcomes:
+        """Return the outcome model of a variant."""
+        return ScenarioOutcomes(self.scenario(seed), settings_from({}))
+
+    def arrivals(self, seed: int) -> Iterator[float]:
+        """Return the start of each call, in seconds."""
+        return self.scenario(seed).traffic.arrivals(seed)
+
+
+def overload(start: float, minutes: float, share: float = 1.0, slower: float = 1.0) -> Outage:
+    """Return an outage from a minute on, in which requests fail after a second."""
+    return Outage(start=start * 60, duration=minutes * 60, latency=1.0, share=share, slower=slower)
+
+
+PLAIN = Case("18 to 42 minutes of overload", lambda minutes: [overload(30, minutes)])
+DEFAULT = Case(
+    "18 to 42 minutes of overload, default limits (4 slots, 10 a minute)",
+    PLAIN.outages, calls=8, slots=4, per_minute=10,
+)  # fmt: skip
+CASES = (
+    PLAIN,
+    DEFAULT,
+    Case(
+        "12 overloads of 5 minutes in 6 hours",
+        lambda _: [overload(15 + 30 * number, 5) for number in range(12)],
+        hours=6,
+    ),
+    Case(
+        "20 minutes of overload, then 40 in which half of the requests fail",
+        lambda _: [overload(30, 20), overload(50, 40, share=0.5)],
+        hours=2,
+    ),
+    Case(
+        "18 to 42 minutes in which images take 2 to 4 minutes",
+        lambda minutes: [overload(30, minutes, share=0.0, slower=9.5)],
+    ),
+)
+
+
+# -- running a design ------------------------------------------------------------------------------
+
+
+class Call(NamedTuple):
+    """A caller's call, in seconds of loop time."""
+
+    asked: float
+    seconds: float
+    route: int | None
+    """The route that served it; None without an image."""
+
+
+class Sent(NamedTuple):
+    """A request."""
+
+    at: float
+    route: int
+    wasted: bool
+    """Whether it brought its caller nothing: failed, cancelled, or with an image too late."""
+
+
+@dataclass
+class Outcome:
+    """All calls and requests of a design."""
+
+    calls: list[Call] = field(default_factory=list)
+    sent: list[Sent] = field(default_factory=list)
+
+
+class Vendors:
+    """Responds to the requests of a design, and records them."""
+
+    def __init__(self, outcomes: ScenarioOutcomes, seed: int, record: list[Sent]) -> None:
+        self.seed = seed
+        self._outcomes = outcomes
+        self._record = record
+        self._numbers: Counter[tuple[int, int]] = Counter()
+
+    async def send(self, call: int, route: int, limit: float = LIMIT) -> Reason | None:
+        """Send one request, wait for its response, and return the reason of a failure."""
+        at, number = now(), self._numbers[call, route]
+        self._numbers[call, route] += 1
+        coin = DeterministicRng(self.seed, call, route, number)
+        reason, latency, *_ = self._outcomes.outcome_for(SimulatedRequest(route, at, coin))
+        limit = limit if route == GOOGLE else NO_LIMIT
+        if latency > limit:
+            reason, latency = Reason.TIMEOUT, limit
+        await asyncio.sleep(latency)
+        self._record.append(Sent(at, route, reason is not None))
+        return reason
+
+
+Serve = Callable[[int], Awaitable[int | None]]
+"""Serves a call; returns the route that brought the image, or None."""
+Design = Callable[[Vendors, Case], Serve]
+
+
+def run_design(
+    design: Design,
+    case: Case,
+    seed: int,
+    run: Callable[[Coroutine[Any, Any, None]], None] = run_virtual,
+) -> Outcome:
+    """Send the case's callers through a design; ``run`` runs it on an event loop."""
+    result = Outcome()
+
+    async def main() -> None:
+        serve = design(Vendors(case.outcomes(seed), seed, result.sent), case)
+
+        async def caller(call: int) -> None:
+            asked = now()
+            route = await serve(call)
+            result.calls.append(Call(asked, now() - asked, route))
+
+        async with asyncio.TaskGroup() as callers:
+            for call, at in enumerate(case.arrivals(seed)):
+                await asyncio.sleep(max(0.0, at - now()))
+                callers.create_task(caller(call))
+
+    run(main())
+    return result
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+# -- the designs -----------------------------------------------------------------------------------
+
+
+def bare(vendors: Vendors, _: Case) -> Serve:
     """One request."""
 
-    async def image(call: int) -> Served | None:
-        return served(GOOGLE, await world.send(call, GOOGLE, limit=NO_LIMIT))
+    async def image(call: int) -> int | None:
+        return GOOGLE if await vendors.send(call, GOOGLE, NO_LIMIT) is None else None
 
     return image
 
 
-def retries(world: OutageScenario, case: Case) -> Design:
+def retries(vendors: Vendors, case: Case) -> Serve:
     """Three requests in a slot, then the other vendor."""
     slots, turn, gap = asyncio.Semaphore(case.slots), asyncio.Lock(), 60.0 / case.per_minute
-    chance, last = random.Random(world.seed), -gap
+    chance, last = random.Random(vendors.seed), -gap
 
-    async def image(call: int) -> Served | None:
+    async def image(call: int) -> int | None:
         nonlocal last
         async with slots:
             async with turn:
                 await asyncio.sleep(max(0.0, last + gap - now()))
                 last = now()
             for number in range(3):
-                outcome = await world.send(call, GOOGLE, number)
-                if outcome.reason is None:
-                    return served(GOOGLE, outcome)
-                if outcome.reason is not Reason.TIMEOUT and number < 2:
+                reason = await vendors.send(call, GOOGLE)
+                if reason is None:
+                    return GOOGLE
+                if reason is not Reason.TIMEOUT and number < 2:
                     await asyncio.sleep(max(1.0, 5.0 * 2**number * chance.uniform(0.7, 1.3)))
-            return served(OPENAI, await world.send(call, OPENAI))
+            return OPENAI if await vendors.send(call, OPENAI) is None else None
 
     return image
 
 
-def cooldown(world: OutageScenario, _: Case) -> Design:
+def cooldown(vendors: Vendors, _: Case) -> Serve:
     """Quick retries, then exclude the failing route for a while; no probe."""
-    chance, failed, excluded_until = random.Random(world.seed), deque[float](maxlen=3), 0.0
+    chance, failed, excluded_until = random.Random(vendors.seed), deque[float](maxlen=3), 0.0
 
-    async def image(call: int) -> Served | None:
+    async def image(call: int) -> int | None:
         nonlocal excluded_until
         for number in range(3):
             if now() < excluded_until:
                 break
-            outcome = await world.send(call, GOOGLE, number)
-            if outcome.reason is None:
-                return served(GOOGLE, outcome)
+            if await vendors.send(call, GOOGLE) is None:
+                return GOOGLE
             failed.append(now())
             if len(failed) == 3 and failed[0] >= now() - 60.0:
                 excluded_until = now() + 60.0
-            await asyncio.sleep(min(0.5 * 2**number, 8.0) + chance.uniform(0.0, 0.75))
-        return served(OPENAI, await world.send(call, OPENAI))
+            await asyncio.sleep(0.5 * 2**number + chance.uniform(0.0, 0.75))
+        return OPENAI if await vendors.send(call, OPENAI) is None else None
 
     return image
 
 
 def ours(case: Case, seed: int) -> Outcome:
     """Send the case's callers through the production pipeline."""
-    case = case.of(seed)
     settings = Settings(max_concurrent=case.slots, ipm=case.per_minute)
-    arrivals = case.scenario.traffic.arrivals(seed)
-    run = run_simulation(settings, case.outcomes, arrivals, seed=seed)
-    outcome, latency = Outcome(), {}
-    for sent in run.sent:
-        if sent.reason is None and sent.route == run.served[sent.call]:
-            latency[sent.call] = sent.seconds
-        else:
-            outcome.wasted.append((sent.at, sent.seconds))
-    for call, route in enumerate(run.served):
-        if route < 0:
-            outcome.lost.append(run.started[call])
-        else:
-            outcome.images.append(Image(run.started[call], run.seconds[call], route, latency[call]))
-    return outcome
+    run = run_simulation(settings, case.outcomes(seed), case.arrivals(seed), seed=seed)
+    calls = zip(run.started, run.seconds, run.served, strict=True)
+    return Outcome(
+        [Call(asked, seconds, None if route < 0 else route) for asked, seconds, route in calls],
+        [
+            Sent(each.at, each.route, bool(each.reason) or each.route != run.served[each.call])
+            for each in run.sent
+        ],
+    )
 
 
 DESIGNS: dict[str, Callable[[Case, int], Outcome]] = {
-    "bare": partial(run_outage, bare),
-    "retries": partial(run_outage, retries),
-    "cooldown": partial(run_outage, cooldown),
+    "bare": partial(run_design, bare),
+    "retries": partial(run_design, retries),
+    "cooldown": partial(run_design, cooldown),
     "ours": ours,
 }
 
 
-def measure(case: Case, seeds: Sequence[int] = SEEDS) -> dict[str, OutageFigures]:
-    """Return the means of every design's figures over the variants of a case."""
-    return {name: means(case, run, seeds) for name, run in DESIGNS.items()}
+# -- figures ---------------------------------------------------------------------------------------
+
+
+def figures(case: Case, outcome: Outcome, seed: int) -> Figures:
+    """Return the figures of one run.
+
+    ``served`` (share of the callers with an image) and ``mean`` (seconds to it) are about calls
+    that start in an outage, ``wasted`` requests about the whole run; ``recovery`` is the time from
+    an outage's end until a request is sent to Google that serves its caller.
+    """
+    spans = case.outcomes(seed).incidents()
+    calls = [each for each in outcome.calls if any(s.start <= each.asked < s.end for s in spans)]
+    served = [each.seconds for each in calls if each.route is not None]
+    good = sorted(each.at for each in outcome.sent if each.route == GOOGLE and not each.wasted)
+    back = [next((at for at in good if at >= span.end - 1e-6), inf) - span.end for span in spans]
+    return {
+        "served": len(served) / len(calls),
+        "mean": fmean(served) if served else nan,
+        "wasted": float(sum(each.wasted for each in outcome.sent)),
+        "recovery": fmean(back),
+    }
+
+
+def means(case: Case, run: Callable[[Case, int], Outcome], variants: int) -> Figures:
+    """Return the means of a design's figures over the first variants of a case."""
+    found = [figures(case, run(case, seed), seed) for seed in SEEDS[:variants]]
+    return {key: fmean(each[key] for each in found) for key in found[0]}
+
+
+def measure(variants: int, peers: Mapping[str, Sequence[str]]) -> Rows:
+    """Return the table's rows.
+
+    Args:
+        variants: Number of variants of each case.
+        peers: Commands that print the figures of other libraries in the first case.
+    """
+    made: Rows = {}
+    for case in CASES:
+        found = {name: means(case, run, variants) for name, run in DESIGNS.items()}
+        titles = {"mean": f"{case.title}: time to an image, s",
+                  "wasted": f"{case.title}: wasted requests"}  # fmt: skip
+        if case is PLAIN:
+            found |= medians({name: [*each, str(variants)] for name, each in peers.items()}, 1)
+            titles["recovery"] = f"{case.title}: from its end to the first image by Google, s"
+        made |= rows({name: shown(each) for name, each in found.items()}, titles)
+    return made
+
+
+def shown(figures: Figures) -> dict[str, float | str]:
+    """Return the figures; the share of served callers instead of a mean if some were not served."""
+    if figures["served"] > ALL_SERVED:
+        return {**figures}
+    return {**figures, "mean": f"{figures['served']:.0%} served"}
+
+
+if __name__ == "__main__":
+    print(markdown(measure(int(sys.argv[1]) if sys.argv[1:] else len(SEEDS), {})))

@@ -1,244 +1,212 @@
-"""Other libraries in the same measurements, each in a separate environment.
+"""Other libraries in the same measurements, each in a process of an environment with `peers.txt`.
 
-    <its python> benchmarks/peers.py cost LIBRARY [CALLS]          # JSON, as call_cost.py
-    <its python> benchmarks/peers.py outages LIBRARY [VARIANTS]    # JSON by outage
+    <its python> benchmarks/peers.py cost LIBRARY [CALLS]         # JSON, as call_cost.py
+    <its python> benchmarks/peers.py outage LIBRARY [VARIANTS]    # JSON, the first outage
 
-All settings are the library's own, except for a limit of 60 s a request in outages, and no retries
-in ``cost``, so that nothing sleeps. ``cost`` subtracts the library's own model without a fallback.
-In ``outages`` the library decides when to send a request to which route; the responses are
-simulated, on virtual time.
+``cost`` is the processor time that a fallback adds to the library's own model without one. All
+settings are the library's own, with these exceptions: in ``cost`` nothing is retried, so that
+nothing sleeps, and no breaker opens; in ``outage`` a request has a limit of 60 s. In ``outage`` the
+library decides when to send a request to which vendor; the responses are simulated, on virtual
+time.
 """
 
 import asyncio
-import dataclasses
-import importlib
 import json
 import logging
+import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
+from datetime import datetime
+from functools import partial
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-# The modules of the tuner that are used here need only Python, but its package imports the others.
-tuning = ModuleType("resilient_imagen.tuning")
-tuning.__path__ = [str(ROOT / "resilient_imagen" / "tuning")]
-sys.modules[tuning.__name__] = tuning
+from stopwatch import Figures, best
 
-from outage_scenarios import (  # noqa: E402
-    CASES,
-    GOOGLE,
-    OPENAI,
-    SEEDS,
-    Case,
-    OutageScenario,
-    Outcome,
-    Served,
-    means,
-    run_outage,
-)
-from stopwatch import best  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from resilient_imagen.reasons import Reason  # noqa: E402
-from resilient_imagen.virtualtime import VirtualTimeLoop  # noqa: E402
+if TYPE_CHECKING:
+    from outage import Case, Serve, Vendors
 
-Send = Callable[[str], Awaitable[None]]
-"""Sends a request for a call; raises the library's own error."""
+Send = Callable[[int, str], Awaitable[bool]]
+"""Sends a request to the first or the second vendor for a call; returns whether it brings an
+image."""
 Ask = Callable[[str], Awaitable[object]]
 """Asks for the image of a call."""
 
 
-class Library(NamedTuple):
-    """How a library asks for images."""
-
-    build: Callable[..., tuple[Ask, Ask]]
-    """Returns its model without and with a fallback, by how to send to each of two routes."""
-    error: Callable[[Reason], Exception]
-    """Returns the error that it knows for a reason."""
-
-
-def langchain() -> Library:
-    """``with_fallbacks`` around two async functions."""
-    runnables: Any = importlib.import_module("langchain_core.runnables")
-
-    def build(google: Send, openai: Send, **_: object) -> tuple[Ask, Ask]:
-        first, second = runnables.RunnableLambda(google), runnables.RunnableLambda(openai)
-        return first.ainvoke, first.with_fallbacks([second]).ainvoke
-
-    return Library(build, lambda _: ConnectionError("503"))
-
-
-def pydantic_ai() -> Library:
+def pydantic_ai(send: Send, *, once: bool) -> tuple[Ask, Ask]:
     """``FallbackModel`` over two function models, without an agent."""
-    models: Any = importlib.import_module("pydantic_ai.models")
-    messages: Any = importlib.import_module("pydantic_ai.messages")
-    function = importlib.import_module("pydantic_ai.models.function").FunctionModel
-    fallback = importlib.import_module("pydantic_ai.models.fallback").FallbackModel
-    http_error = importlib.import_module("pydantic_ai.exceptions").ModelHTTPError
+    from pydantic_ai.exceptions import ModelHTTPError
+    from pydantic_ai.messages import ModelRequest, ModelResponse, TextPart, UserPromptPart
+    from pydantic_ai.models import ModelRequestParameters
+    from pydantic_ai.models.fallback import FallbackModel
+    from pydantic_ai.models.function import FunctionModel
 
-    def model(send: Send) -> Any:
-        async def answer(asked: Any, _info: object) -> object:
-            await send(asked[0].parts[0].content)
-            return messages.ModelResponse(parts=[messages.TextPart("x")])
+    del once  # it neither retries nor has a breaker
 
-        return function(answer)
+    def model(route: int) -> Any:
+        async def answer(asked: Any, _: object) -> object:
+            if not await send(route, asked[0].parts[0].content):
+                raise ModelHTTPError(503, "down")
+            return ModelResponse(parts=[TextPart("x")])
 
-    def ask(which: Any) -> Ask:
-        def request(call: str) -> Awaitable[object]:
-            asked = [messages.ModelRequest(parts=[messages.UserPromptPart(call)])]
-            answer: Awaitable[object] = which.request(asked, None, models.ModelRequestParameters())
-            return answer
+        return FunctionModel(answer)
 
-        return request
+    def ask(model: Any, call: str) -> Awaitable[object]:
+        request = ModelRequest(parts=[UserPromptPart(call)])
+        answer: Awaitable[object] = model.request([request], None, ModelRequestParameters())
+        return answer
 
-    def build(google: Send, openai: Send, **_: object) -> tuple[Ask, Ask]:
-        first = model(google)
-        return ask(first), ask(fallback(first, model(openai)))
-
-    return Library(build, lambda _: http_error(503, "down"))
+    first = model(0)
+    return partial(ask, first), partial(ask, FallbackModel(first, model(1)))
 
 
-def litellm() -> Library:
+def litellm(send: Send, *, once: bool) -> tuple[Ask, Ask]:
     """``Router.aimage_generation`` with a fallback, over custom providers."""
-    library: Any = importlib.import_module("litellm")
-    custom: Any = importlib.import_module("litellm.llms.custom_llm")
-    image: Any = importlib.import_module("litellm.types.utils")
-    library.suppress_debug_info = True
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else the import loads prices
+    import litellm
+    from litellm.types.utils import ImageObject, ImageResponse
 
-    def error(reason: Reason) -> Exception:
-        kind = {Reason.RATE_LIMITED: library.RateLimitError, Reason.TIMEOUT: library.Timeout}
-        about = {"message": "down", "model": "google", "llm_provider": "gemini"}
-        failed: Exception = kind.get(reason, library.InternalServerError)(**about)
-        return failed
+    class Vendor(litellm.CustomLLM):  # type: ignore[misc]
+        def __init__(self, route: int) -> None:
+            super().__init__()
+            self.route = route
 
-    def handler(send: Send) -> object:
-        async def answer(_self: object, *_: object, **given: Any) -> object:
-            await send(given["prompt"])
-            return image.ImageResponse(created=1, data=[image.ImageObject(b64_json="eA==")])
+        async def aimage_generation(self, prompt: str, *_: object, **__: object) -> object:
+            if not await send(self.route, prompt):
+                raise litellm.InternalServerError("down", "gemini", "google")
+            return ImageResponse(created=1, data=[ImageObject(b64_json="eA==")])
 
-        return type("Handler", (custom.CustomLLM,), {"aimage_generation": answer})()
-
-    def build(google: Send, openai: Send, **options: Any) -> tuple[Ask, Ask]:
-        library.custom_provider_map = [
-            {"provider": "first", "custom_handler": handler(google)},
-            {"provider": "second", "custom_handler": handler(openai)},
-        ]
-        importlib.import_module("litellm.utils").custom_llm_setup()
-        router = library.Router(
-            model_list=[
-                {"model_name": name, "litellm_params": {"model": f"{name}/x"}}
-                for name in ("first", "second")
-            ],
-            fallbacks=[{"first": ["second"]}],
-            **options,
-        )
-        return google, lambda call: router.aimage_generation(prompt=call, model="first")
-
-    return Library(build, error)
+    names = ("first", "second")
+    litellm.suppress_debug_info = True
+    litellm.custom_provider_map = [
+        {"provider": name, "custom_handler": Vendor(route)} for route, name in enumerate(names)
+    ]
+    litellm.utils.custom_llm_setup()
+    router = litellm.Router(
+        [{"model_name": name, "litellm_params": {"model": f"{name}/x"}} for name in names],
+        fallbacks=[{"first": ["second"]}],
+        **({"num_retries": 0} if once else {}),
+    )
+    return partial(send, 0), lambda call: router.aimage_generation(prompt=call, model="first")
 
 
-LIBRARIES = {"langchain": langchain, "pydantic_ai": pydantic_ai, "litellm": litellm}
+def tenacity(send: Send, *, once: bool) -> tuple[Ask, Ask]:
+    """Up to three attempts through a breaker of pybreaker, then the other vendor."""
+    import pybreaker
+    from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
+    from tenacity.wait import wait_random_exponential
+
+    breaker = pybreaker.CircuitBreaker(fail_max=10**9) if once else pybreaker.CircuitBreaker()
+    attempts = AsyncRetrying(
+        stop=stop_after_attempt(1 if once else 3),
+        wait=wait_random_exponential(),
+        retry=retry_if_exception_type(ConnectionError),
+        reraise=True,
+    )
+
+    async def google(call: str) -> None:
+        with breaker.calling():
+            if not await send(0, call):
+                raise ConnectionError("503")
+
+    async def chain(call: str) -> None:
+        try:
+            await attempts(google, call)
+        except (ConnectionError, pybreaker.CircuitBreakerError):
+            await send(1, call)
+
+    return partial(send, 0), chain
 
 
-# -- what a call costs -----------------------------------------------------------------------------
+LIBRARIES: dict[str, Callable[..., tuple[Ask, Ask]]] = {
+    "tenacity": tenacity,
+    "pydantic_ai": pydantic_ai,
+    "litellm": litellm,
+}
+"""Functions that return the library's model without and with a fallback; without retries and
+breaker if ``once`` is true."""
 
 
-async def cost(name: str, calls: int) -> dict[str, float]:
+async def cost(name: str, calls: int) -> Figures:
     """Return the microseconds of processor time that a fallback adds to a call."""
-    library = LIBRARIES[name]()
 
-    async def up(_call: str) -> None:
-        return
+    async def up(_route: int, _call: str) -> bool:
+        return True
 
-    async def down(_call: str) -> None:
-        raise library.error(Reason.OVERLOADED)
+    async def down(route: int, _call: str) -> bool:
+        return route == 1
 
-    async def added(first: Send) -> float:
+    async def added(send: Send) -> float:
         # Its own model, without a fallback, is what an application has anyway.
-        alone, _ = library.build(up, up, num_retries=0)
-        _, chain = library.build(first, up, num_retries=0)
+        alone, _ = LIBRARIES[name](up, once=True)
+        _, chain = LIBRARIES[name](send, once=True)
         taken = await best(calls, alone=lambda: alone("x"), chain=lambda: chain("x"))
         return taken["chain"] - taken["alone"]
 
     return {"ok": await added(up), "fallback": await added(down)}
 
 
-# -- outages ---------------------------------------------------------------------------------------
+def design(name: str, vendors: "Vendors", _: "Case") -> "Serve":
+    """Return a library as a design."""
+    served: dict[str, int] = {}
+
+    async def send(route: int, call: str) -> bool:
+        good = await vendors.send(int(call), route) is None
+        if good:
+            served[call] = route
+        return good
+
+    _alone, chain = LIBRARIES[name](send, once=False)
+
+    async def image(call: int) -> int | None:
+        try:
+            await chain(str(call))
+        except Exception:  # noqa: BLE001 - each library has its own
+            return None
+        return served.get(str(call))
+
+    return image
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine on virtual time, which ``time.time`` shows, too."""
+    """Run a coroutine on virtual time, which the wall clocks of the libraries show, too."""
+    from resilient_imagen.virtualtime import VirtualTimeLoop
+
     loop, began = VirtualTimeLoop(), time.time()
 
     def clock() -> float:
         # A real clock never shows the same moment twice, and litellm's caches rely on that.
         return began + loop.time() + time.perf_counter() * 1e-6
 
-    with asyncio.Runner(loop_factory=lambda: loop) as runner, patch("time.time", clock):
+    class Date(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return cls.fromtimestamp(clock(), tz)
+
+    with (
+        asyncio.Runner(loop_factory=lambda: loop) as runner,
+        patch("time.time", clock),
+        patch("pybreaker.datetime", Date),
+    ):
         runner.run(main)
 
 
-class Peer:
-    """A library as a design."""
+def outage(name: str, variants: int) -> Figures:
+    """Return the figures of the first outage."""
+    from outage import PLAIN, means, run_design
 
-    def __init__(self, world: OutageScenario, library: Library) -> None:
-        self._world = world
-        self._library = library
-        self._sent: Counter[tuple[str, int]] = Counter()
-        self._served: dict[str, Served] = {}
-
-        async def google(call: str) -> None:
-            await self._send(call, GOOGLE)
-
-        async def openai(call: str) -> None:
-            await self._send(call, OPENAI)
-
-        _, self._chain = library.build(google, openai)
-
-    async def _send(self, call: str, route: int) -> None:
-        number = self._sent[call, route]
-        self._sent[call, route] += 1
-        outcome = await self._world.send(int(call), route, number)
-        if outcome.reason is not None:
-            raise self._library.error(outcome.reason)
-        self._served[call] = route, outcome.latency
-
-    async def image(self, call: int) -> Served | None:
-        """Ask the library."""
-        try:
-            await self._chain(str(call))
-        except Exception:  # noqa: BLE001 - each library has its own
-            return None
-        return self._served[str(call)]
-
-
-def outage(library: Library, case: Case, seed: int) -> Outcome:
-    """Run one variant of a case."""
-    return run_outage(lambda world, _: Peer(world, library).image, case, seed, run)
-
-
-def outages(name: str, variants: int) -> dict[str, dict[str, float]]:
-    """Return the figures of each case."""
     logging.disable()
-    library = LIBRARIES[name]()
-    return {
-        case.title: dataclasses.asdict(
-            means(case, lambda each, seed: outage(library, each, seed), SEEDS[:variants])
-        )
-        for case in CASES
-    }
+    return means(PLAIN, partial(run_design, partial(design, name), run=run), variants)
 
 
 if __name__ == "__main__":
     kind, name, *given = sys.argv[1:]
-    found: object
     if kind == "cost":
         found = asyncio.run(cost(name, int(given[0]) if given else 500))
     else:
-        found = outages(name, int(given[0]) if given else len(SEEDS))
+        found = outage(name, int(given[0]) if given else 9)
     print(json.dumps(found))
