@@ -23,18 +23,17 @@ import random
 import sys
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from math import inf, nan
+from math import nan
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 from stopwatch import Figures, medians
 from table import Rows, markdown, rows
 
 from resilient_imagen.effective_settings import settings_from
 from resilient_imagen.reasons import Reason
-from resilient_imagen.settings import Settings
 from resilient_imagen.tuning.engine import run_simulation
 from resilient_imagen.tuning.outcome_model import DeterministicRng, SimulatedRequest
 from resilient_imagen.tuning.scenario import (
@@ -45,9 +44,14 @@ from resilient_imagen.tuning.scenario import (
     Service,
     Traffic,
 )
+from resilient_imagen.tuning.simulation_run import (
+    SimulatedAttempt,
+    SimulationResult,
+    SimulationRun,
+)
 from resilient_imagen.virtualtime import run_virtual
 
-GOOGLE, OPENAI = 0, 1
+GOOGLE, OPENAI, LOST = 0, 1, -1
 SEEDS = range(1, 10)
 """The variants."""
 LIMIT = 60.0
@@ -135,39 +139,13 @@ CASES = (
 # -- running a design ------------------------------------------------------------------------------
 
 
-class Call(NamedTuple):
-    """A caller's call, in seconds of loop time."""
-
-    asked: float
-    seconds: float
-    route: int | None
-    """The route that served it; None without an image."""
-
-
-class Sent(NamedTuple):
-    """A request."""
-
-    at: float
-    route: int
-    wasted: bool
-    """Whether it brought its caller nothing: failed, cancelled, or with an image too late."""
-
-
-@dataclass
-class Outcome:
-    """All calls and requests of a design."""
-
-    calls: list[Call] = field(default_factory=list)
-    sent: list[Sent] = field(default_factory=list)
-
-
 class Vendors:
     """Responds to the requests of a design, and records them."""
 
-    def __init__(self, outcomes: ScenarioOutcomes, seed: int, record: list[Sent]) -> None:
+    def __init__(self, case: Case, seed: int, result: SimulationResult) -> None:
         self.seed = seed
-        self._outcomes = outcomes
-        self._record = record
+        self._outcomes = case.outcomes(seed)
+        self._sent = result.sent
         self._numbers: Counter[tuple[int, int]] = Counter()
 
     async def send(self, call: int, route: int, limit: float = LIMIT) -> Reason | None:
@@ -175,17 +153,17 @@ class Vendors:
         at, number = now(), self._numbers[call, route]
         self._numbers[call, route] += 1
         coin = DeterministicRng(self.seed, call, route, number)
-        reason, latency, *_ = self._outcomes.outcome_for(SimulatedRequest(route, at, coin))
+        reason, seconds, *_ = self._outcomes.outcome_for(SimulatedRequest(route, at, coin))
         limit = limit if route == GOOGLE else NO_LIMIT
-        if latency > limit:
-            reason, latency = Reason.TIMEOUT, limit
-        await asyncio.sleep(latency)
-        self._record.append(Sent(at, route, reason is not None))
+        if seconds > limit:
+            reason, seconds = Reason.TIMEOUT, limit
+        await asyncio.sleep(seconds)
+        self._sent.append(SimulatedAttempt(call, route, at, seconds, reason, 0.0, seen=True))
         return reason
 
 
-Serve = Callable[[int], Awaitable[int | None]]
-"""Serves a call; returns the route that brought the image, or None."""
+Serve = Callable[[int], Awaitable[int]]
+"""Serves a call; returns the route that brought the image, or LOST."""
 Design = Callable[[Vendors, Case], Serve]
 
 
@@ -194,17 +172,19 @@ def run_design(
     case: Case,
     seed: int,
     run: Callable[[Coroutine[Any, Any, None]], None] = run_virtual,
-) -> Outcome:
+) -> SimulationResult:
     """Send the case's callers through a design; ``run`` runs it on an event loop."""
-    result = Outcome()
+    result = SimulationResult(tuple(SERVICES))
+    record = SimulationRun(case.outcomes(seed), result, seed)
 
     async def main() -> None:
-        serve = design(Vendors(case.outcomes(seed), seed, result.sent), case)
+        serve = design(Vendors(case, seed, result), case)
 
         async def caller(call: int) -> None:
             asked = now()
+            record.record_start(asked)
             route = await serve(call)
-            result.calls.append(Call(asked, now() - asked, route))
+            record.record_end(call, now() - asked, route)
 
         async with asyncio.TaskGroup() as callers:
             for call, at in enumerate(case.arrivals(seed)):
@@ -225,8 +205,8 @@ def now() -> float:
 def bare(vendors: Vendors, _: Case) -> Serve:
     """One request."""
 
-    async def image(call: int) -> int | None:
-        return GOOGLE if await vendors.send(call, GOOGLE, NO_LIMIT) is None else None
+    async def image(call: int) -> int:
+        return GOOGLE if await vendors.send(call, GOOGLE, NO_LIMIT) is None else LOST
 
     return image
 
@@ -236,7 +216,7 @@ def retries(vendors: Vendors, case: Case) -> Serve:
     slots, turn, gap = asyncio.Semaphore(case.slots), asyncio.Lock(), 60.0 / case.per_minute
     chance, last = random.Random(vendors.seed), -gap
 
-    async def image(call: int) -> int | None:
+    async def image(call: int) -> int:
         nonlocal last
         async with slots:
             async with turn:
@@ -248,7 +228,7 @@ def retries(vendors: Vendors, case: Case) -> Serve:
                     return GOOGLE
                 if reason is not Reason.TIMEOUT and number < 2:
                     await asyncio.sleep(max(1.0, 5.0 * 2**number * chance.uniform(0.7, 1.3)))
-            return OPENAI if await vendors.send(call, OPENAI) is None else None
+            return OPENAI if await vendors.send(call, OPENAI) is None else LOST
 
     return image
 
@@ -257,7 +237,7 @@ def cooldown(vendors: Vendors, _: Case) -> Serve:
     """Quick retries, then exclude the failing route for a while; no probe."""
     chance, failed, excluded_until = random.Random(vendors.seed), deque[float](maxlen=3), 0.0
 
-    async def image(call: int) -> int | None:
+    async def image(call: int) -> int:
         nonlocal excluded_until
         for number in range(3):
             if now() < excluded_until:
@@ -268,26 +248,19 @@ def cooldown(vendors: Vendors, _: Case) -> Serve:
             if len(failed) == 3 and failed[0] >= now() - 60.0:
                 excluded_until = now() + 60.0
             await asyncio.sleep(0.5 * 2**number + chance.uniform(0.0, 0.75))
-        return OPENAI if await vendors.send(call, OPENAI) is None else None
+        return OPENAI if await vendors.send(call, OPENAI) is None else LOST
 
     return image
 
 
-def ours(case: Case, seed: int) -> Outcome:
+def ours(case: Case, seed: int) -> SimulationResult:
     """Send the case's callers through the production pipeline."""
-    settings = Settings(max_concurrent=case.slots, ipm=case.per_minute)
-    run = run_simulation(settings, case.outcomes(seed), case.arrivals(seed), seed=seed)
-    calls = zip(run.started, run.seconds, run.served, strict=True)
-    return Outcome(
-        [Call(asked, seconds, None if route < 0 else route) for asked, seconds, route in calls],
-        [
-            Sent(each.at, each.route, bool(each.reason) or each.route != run.served[each.call])
-            for each in run.sent
-        ],
-    )
+    limits = {"max_concurrent": case.slots, "ipm": case.per_minute}
+    settings = settings_from({}).model_copy(update=limits)
+    return run_simulation(settings, case.outcomes(seed), case.arrivals(seed), seed=seed)
 
 
-DESIGNS: dict[str, Callable[[Case, int], Outcome]] = {
+DESIGNS: dict[str, Callable[[Case, int], SimulationResult]] = {
     "bare": partial(run_design, bare),
     "retries": partial(run_design, retries),
     "cooldown": partial(run_design, cooldown),
@@ -298,7 +271,7 @@ DESIGNS: dict[str, Callable[[Case, int], Outcome]] = {
 # -- figures ---------------------------------------------------------------------------------------
 
 
-def figures(case: Case, outcome: Outcome, seed: int) -> Figures:
+def figures(case: Case, result: SimulationResult, seed: int) -> Figures:
     """Return the figures of one run.
 
     ``served`` (share of the callers with an image) and ``mean`` (seconds to it) are about calls
@@ -306,19 +279,28 @@ def figures(case: Case, outcome: Outcome, seed: int) -> Figures:
     an outage's end until a request is sent to Google that serves its caller.
     """
     spans = case.outcomes(seed).incidents()
-    calls = [each for each in outcome.calls if any(s.start <= each.asked < s.end for s in spans)]
-    served = [each.seconds for each in calls if each.route is not None]
-    good = sorted(each.at for each in outcome.sent if each.route == GOOGLE and not each.wasted)
-    back = [next((at for at in good if at >= span.end - 1e-6), inf) - span.end for span in spans]
+    asked = [
+        call
+        for call, at in enumerate(result.started)
+        if any(span.start <= at < span.end for span in spans)
+    ]
+    served = [result.seconds[call] for call in asked if result.served[call] != LOST]
+    good = [each.at for each in result.sent if each.route == GOOGLE and not is_wasted(result, each)]
+    back = [min(at for at in good if at >= span.end - 1e-6) - span.end for span in spans]
     return {
-        "served": len(served) / len(calls),
+        "served": len(served) / len(asked),
         "mean": fmean(served) if served else nan,
-        "wasted": float(sum(each.wasted for each in outcome.sent)),
+        "wasted": sum(is_wasted(result, each) for each in result.sent),
         "recovery": fmean(back),
     }
 
 
-def means(case: Case, run: Callable[[Case, int], Outcome], variants: int) -> Figures:
+def is_wasted(result: SimulationResult, sent: SimulatedAttempt) -> bool:
+    """Return whether a request failed, was cancelled, or brought its image too late."""
+    return sent.reason is not None or sent.route != result.served[sent.call]
+
+
+def means(case: Case, run: Callable[[Case, int], SimulationResult], variants: int) -> Figures:
     """Return the means of a design's figures over the first variants of a case."""
     found = [figures(case, run(case, seed), seed) for seed in SEEDS[:variants]]
     return {key: fmean(each[key] for each in found) for key in found[0]}

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import re
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import vl_convert
-from outage import DEFAULT, DESIGNS, Outcome, figures
+from outage import DEFAULT, DESIGNS, LOST, figures, is_wasted
 
 PICTURE = Path(__file__).parents[1] / ".github" / "outage.svg"
 LABELS = {
@@ -31,99 +30,80 @@ SEED = 5
 """The variant of 30 minutes."""
 
 
-def chart(found: dict[str, Outcome]) -> dict[str, Any]:
+def chart() -> dict[str, Any]:
     """Return a Vega-Lite chart: a column per design, images above and wasted requests below."""
     (span,) = DEFAULT.outcomes(SEED).incidents()
-    images, wasted = [], []
-    titles = {name: title(name, outcome) for name, outcome in found.items()}
-    for name, outcome in found.items():
+    images: list[dict[str, Any]] = []
+    wasted: list[dict[str, Any]] = []
+    for name, label in LABELS.items():
+        result = DESIGNS[name](DEFAULT, SEED)
+        found = figures(DEFAULT, result, SEED)
+        mean, count = f"{found['mean']:.0f}", f"{found['wasted']:.0f}"
+        design = f"{label}|{mean} s an image while Google is down,|{count} wasted requests"
+        calls = zip(result.started, result.seconds, result.served, strict=True)
         images += [
-            {"design": titles[name], "minute": round(call.asked / 60, 2),
-             "seconds": round(call.seconds, 1), "by": [*VENDORS][call.route]}
-            for call in outcome.calls
-            if call.route is not None and FROM <= call.asked / 60 < TO
-        ]  # fmt: skip
-        wasted += [
-            {"design": titles[name], "minute": minute, "until": minute + 1, "count": count}
-            for minute, count in per_minute(outcome).items()
+            {"design": design, "minute": at / 60, "seconds": seconds, "by": [*VENDORS][route]}
+            for at, seconds, route in calls
+            if route != LOST and FROM <= at / 60 < TO
         ]
+        wasted += [
+            {"design": design, "minute": each.at / 60}
+            for each in result.sent
+            if is_wasted(result, each) and FROM <= each.at / 60 < TO
+        ]
+
+    order = list(dict.fromkeys(each["design"] for each in images))
+    minute = {
+        "field": "minute",
+        "type": "quantitative",
+        "scale": {"domain": [FROM, TO], "nice": False},
+        "axis": {"title": "minute", "grid": False, "values": [30, 45, 60, 75]},
+    }
+    colours = {"domain": [*VENDORS], "range": [*VENDORS.values()]}
+    legend = {"title": None, "orient": "top", "symbolSize": 90, "symbolOpacity": 1}
     points = {
         "mark": {"type": "point", "filled": True, "size": 11, "opacity": 0.8, "aria": False},
         "encoding": {
-            "x": minute(),
-            "y": vertical("seconds", "seconds to each image"),
-            "color": {
-                "field": "by",
-                "scale": {"domain": [*VENDORS], "range": [*VENDORS.values()]},
-                "legend": {"title": None, "orient": "top", "symbolSize": 90, "symbolOpacity": 1},
-            },
+            "x": minute,
+            "y": {"field": "seconds", "type": "quantitative", "title": "seconds to each image"},
+            "color": {"field": "by", "scale": colours, "legend": legend},
         },
     }
     bars = {
-        "mark": {"type": "bar", "color": "#c03a2b", "aria": False},
+        "mark": {"type": "bar", "color": "#c03a2b", "binSpacing": 0, "aria": False},
         "encoding": {
-            "x": minute(),
-            "x2": {"field": "until"},
-            "y": vertical("count", "wasted a minute"),
-            "y2": {"datum": 0},
+            "x": {**minute, "bin": {"step": 1}},
+            "y": {"aggregate": "count", "title": "wasted a minute"},
         },
     }
     down = {
         "data": {"values": [{"minute": span.start / 60, "until": span.end / 60}]},
         "mark": {"type": "rect", "color": "#f9e0dc"},
-        "encoding": {"x": minute(), "x2": {"field": "until"}},
+        "encoding": {"x": minute, "x2": {"field": "until"}},
     }
 
-    def row(marks: dict[str, Any], values: list[Any], height: int, header: Any) -> dict[str, Any]:
-        column = {
-            "field": "design",
-            "sort": [*titles.values()],
-            "header": {"title": None, **header},
-        }
+    def row(values: list[dict[str, Any]], marks: Any, height: int, header: Any) -> dict[str, Any]:
+        header = {"title": None, "labelAnchor": "start", "labelFontSize": 12, **header}
         return {
             "data": {"values": values},
-            "facet": {"column": column},
+            "facet": {"column": {"field": "design", "sort": order, "header": header}},
             "spec": {"width": 190, "height": height, "layer": [down, marks]},
             "bounds": "flush",
         }
 
-    lines = {"labelExpr": "split(datum.label, '|')", "labelFontSize": 12, "labelAnchor": "start"}
+    lines, none = {"labelExpr": "split(datum.label, '|')"}, {"labels": False}
+    font = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "tickCount": 5}
     return {
         "background": "white",
         "spacing": 30,
-        "config": {
-            "axis": {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"},
-            "legend": {"labelFontSize": 13},
-        },
-        "vconcat": [row(points, images, 200, lines), row(bars, wasted, 70, {"labels": False})],
+        "config": {"axis": font, "legend": {"labelFontSize": 13}},
+        "vconcat": [row(images, points, 200, lines), row(wasted, bars, 70, none)],
     }
-
-
-def title(name: str, outcome: Outcome) -> str:
-    """Return the design's name and its figures."""
-    mean = figures(DEFAULT, outcome, SEED)["mean"]
-    wasted = sum(per_minute(outcome).values())
-    return f"{LABELS[name]}|{mean:.0f} s an image while Google is down,|{wasted} wasted requests"
-
-
-def per_minute(outcome: Outcome) -> Counter[int]:
-    wasted = Counter(int(each.at // 60) for each in outcome.sent if each.wasted)
-    return Counter({minute: wasted[minute] for minute in range(FROM, TO) if wasted[minute]})
-
-
-def minute() -> dict[str, Any]:
-    axis = {"title": "minute", "grid": False, "values": [30, 45, 60, 75]}
-    scale = {"domain": [FROM, TO], "nice": False}
-    return {"field": "minute", "type": "quantitative", "scale": scale, "axis": axis}
-
-
-def vertical(field: str, title: str) -> dict[str, Any]:
-    return {"field": field, "type": "quantitative", "axis": {"title": title, "tickCount": 5}}
 
 
 def draw(path: Path = PICTURE) -> None:
     """Simulate the outage once, and write its picture: an SVG, or a PNG by its ending."""
-    found = chart({name: DESIGNS[name](DEFAULT, SEED) for name in LABELS})
+    found = chart()
     if path.suffix == ".png":
         path.write_bytes(vl_convert.vegalite_to_png(found, scale=2))
     else:

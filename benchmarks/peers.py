@@ -152,6 +152,8 @@ async def cost(name: str, calls: int) -> Figures:
 
 def design(name: str, vendors: "Vendors", _: "Case") -> "Serve":
     """Return a library as a design."""
+    from outage import LOST
+
     served: dict[str, int] = {}
 
     async def send(route: int, call: str) -> bool:
@@ -162,12 +164,12 @@ def design(name: str, vendors: "Vendors", _: "Case") -> "Serve":
 
     _alone, chain = LIBRARIES[name](send, once=False)
 
-    async def image(call: int) -> int | None:
+    async def image(call: int) -> int:
         try:
             await chain(str(call))
         except Exception:  # noqa: BLE001 - each library has its own
-            return None
-        return served.get(str(call))
+            return LOST
+        return served.get(str(call), LOST)
 
     return image
 
