@@ -12,6 +12,7 @@ import weakref
 import zlib
 from collections.abc import Awaitable, Callable, Iterator
 from contextvars import Context, copy_context
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -41,6 +42,7 @@ HARMLESS = {"function", "running", "handled"}
 """Local variables of the boundary's own frame."""
 
 
+@cache
 def stored_png(side: int = 40) -> bytes:
     """Return a PNG of slightly more than ``3 * side * side`` bytes with uncompressed pixels."""
 

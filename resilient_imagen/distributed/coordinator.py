@@ -15,6 +15,7 @@ import os
 import random
 import re
 import socket
+from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
@@ -59,6 +60,10 @@ _CHANGING: Final = 5.0
 """Seconds in which all processes receive a changed setting."""
 _MAX_WARNINGS: Final = 100
 """Maximum number of different warnings about other workers."""
+
+
+_version = cache(version)
+"""The version of a distribution; its files are read once, not at each registration."""
 
 
 def _ignore(_: object) -> None:
@@ -348,7 +353,7 @@ class RedisCoordinator:
         members = [member for member in self._participants if member.settings]
         settings = {member.resource: member.settings for member in members}
         description = {
-            "version": version("resilient-imagen"),
+            "version": _version("resilient-imagen"),
             "protocol": PROTOCOL,
             "settings": settings,
         }

@@ -79,7 +79,6 @@ def test_a_loop_closed_with_pending_tasks_does_not_affect_the_next_loop(
         asyncio.run(scenario.client.aclose())
     finally:
         gc.enable()
-        gc.unfreeze()
     assert len(scenario.google.sent) == 3
 
 

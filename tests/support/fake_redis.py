@@ -60,7 +60,8 @@ class LuaStore:
     def take(self, step: ScriptCall) -> Any:
         """Run one script call; return its answer in redis-py's types."""
         self.steps += 1
-        for key in [key for key, when in self.expires.items() if when <= self._now()]:
+        now = self._now()
+        for key in [key for key, when in self.expires.items() if when <= now]:
             self._delete(key)
         table = self._lua.table_from
         run = self._compiled(step.script)
@@ -79,7 +80,7 @@ class LuaStore:
 
     def _call(self, command: str, *arguments: Any) -> Any:
         self.commands += 1
-        answer = getattr(self, f"_{command.lower()}")(*(_text(each) for each in arguments))
+        answer = getattr(self, f"_{command.lower()}")(*map(_text, arguments))
         if answer is None:
             return False
         return self._lua.table_from(answer) if isinstance(answer, list) else answer
@@ -329,6 +330,8 @@ class FakeConnection:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
     if isinstance(value, float) and value.is_integer() and math.isfinite(value):
         return str(int(value))
     return str(value)

@@ -17,12 +17,14 @@ class WatchedPrompt(str):
 
 @contextmanager
 def without_cycle_collector() -> Iterator[None]:
-    """Free memory by reference counts only, and let ``gc.get_objects`` return new objects only."""
+    """Free memory by reference counts only, and let ``gc.get_objects`` return new objects only.
+
+    Older objects stay frozen, so that later collections do not examine them again.
+    """
     gc.collect()
-    gc.freeze()  # or each search would go through all objects of the process
+    gc.freeze()
     gc.disable()
     try:
         yield
     finally:
         gc.enable()
-        gc.unfreeze()
