@@ -146,7 +146,7 @@ class OverlapPolicy:
             (when, partial(state.ask_for_overlap, kind)) for when, kind in found
         ]
         if self.keeps and own_limit < call.deadline.at:
-            due.append((own_limit, partial(_pass_limit, call, state, slot)))
+            due.append((own_limit, partial(_pass_limit, state, slot)))
             due.append((self._votes_at(state, permit, started), partial(_vote, permit)))
         due.sort(key=itemgetter(0), reverse=True)
         return due
@@ -167,16 +167,15 @@ class OverlapPolicy:
         return started + (limit if usual is None else max(limit, FACTOR_OF_USUAL * usual))
 
 
-def _pass_limit(call: CallState, state: RouteState, slot: Slot) -> None:
+def _pass_limit(state: RouteState, slot: Slot) -> None:
     """Return the slot of a request at its time limit, and set the time at which it is ended.
 
     No more than IMAGE_GEN_MAX_CONCURRENT requests of a provider are kept: all of them held a slot
     when the oldest of them reached its limit, because it is kept no longer than for another limit.
     """
     state.past_limit = True
-    end = state.sent_at + KEPT_FOR * state.route.timeout
-    if state.timer is not None and end < call.deadline.at and not state.detached:
-        state.timer.reschedule(end)
+    if state.timer is not None:
+        state.timer.reschedule(state.sent_at + KEPT_FOR * state.route.timeout)
     state.route.limiter.release(slot)
 
 

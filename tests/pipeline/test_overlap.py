@@ -636,6 +636,18 @@ def test_a_timeout_is_not_retried_on_the_only_route() -> None:
     run_overlap(scene, routes="google:gemini-3-pro-image")
 
 
+def test_the_deadline_ends_a_kept_request_that_would_end_at_the_same_time() -> None:
+    """A deadline of twice the limit ends the call with its own error."""
+
+    async def scene(scenario: OverlapScenario) -> None:
+        scenario.google.hang()
+        error = await error_of(scenario.start(deadline=120.0))
+        assert isinstance(error, DeadlineExceededError)
+        assert now() == near(120, abs=0.01)
+
+    run_overlap(scene, routes="google:gemini-3-pro-image")
+
+
 def test_the_only_route_may_deliver_after_its_limit() -> None:
     """A request of 100 s serves its caller, and has counted as a failure since 60 s."""
 
