@@ -116,9 +116,9 @@ class Settings(BaseSettings):
         Mapping[str, ProviderSettings], _variables("IMAGE_GEN_PROVIDER_<NAME>")
     ] = {}
     """Declares a provider for IMAGE_GEN_ROUTES: google, vertex, openai or azure, the API that it
-    speaks. `<NAME>_API_KEY` and `<NAME>_BASE_URL` select account and address;
-    `IMAGE_GEN_<NAME>_IPM`, `_MAX_CONCURRENT` and `_TIMEOUT`, also for the built-in names, its
-    limits, and `_BREAKER` its breaker: fail_max=5,reset_timeout=30."""
+    uses. `<NAME>_API_KEY` and `<NAME>_BASE_URL` select account and address; `IMAGE_GEN_<NAME>_IPM`,
+    `_MAX_CONCURRENT` and `_TIMEOUT`, also for the built-in names, its limits, and `_BREAKER` its
+    breaker: fail_max=5,reset_timeout=30."""
     routes: RouteChain = (
         RouteName("google:gemini-3-pro-image"),
         RouteName("openai:gpt-image-2.5-flare"),
@@ -141,7 +141,7 @@ class Settings(BaseSettings):
     openai_ipm: OptionalPositiveFloat = None
     """The same for OpenAI; empty means as IMAGE_GEN_IPM."""
     burst: PositiveInt = 1
-    """Places that may be taken at once after a quiet time; 1 is even spacing."""
+    """Requests that may be sent at once after an idle time; 1 is even spacing."""
     max_queue: OptionalCount = None
     """Callers waiting per provider; one more goes to the next route. Empty: no limit."""
 
@@ -163,7 +163,7 @@ class Settings(BaseSettings):
     # -- circuit breaker --
 
     breaker_mode: Annotated[Literal["on", "off", "shadow"], LowercaseStr] = "on"
-    """on, off, or shadow: decide, record, let through."""
+    """on, off, or shadow: decide and record, but admit all calls."""
     breaker_fail_max: PositiveInt = 3
     """Failures in a row that open the circuit."""
     breaker_failure_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
@@ -209,10 +209,10 @@ class Settings(BaseSettings):
     when_all_open: Annotated[Literal["fail", "wait"], LowercaseStr] = "fail"
     """fail at once, or wait for the first circuit to let a probe through, within the deadline."""
     force_open: CommaList = ()
-    """Comma list of providers to skip: tries the fallback without touching code."""
+    """Comma list of providers to skip, for example to try the fallback."""
     fallback_on: Reasons = None
-    """Comma list of reasons that go on to the next route; empty means every reason marked so.
-    Without circuit_open in it an open circuit is the caller's error."""
+    """Comma list of reasons that lead to the next route; empty means the reasons that the table of
+    reasons marks. Without circuit_open, an open circuit ends the call with an error."""
 
     # -- images and references --
 
@@ -224,10 +224,10 @@ class Settings(BaseSettings):
     fit: Annotated[Literal["crop", "pad", "none", "exact"], LowercaseStr] = "crop"
     """How to fit an image more than 2 % off the requested ratio; exact fits to the pixel always."""
     strict_references: bool = False
-    """Raise for a reference that cannot be read, instead of going on without it."""
+    """Raise an error for a reference that cannot be read, instead of dropping it."""
     max_reference_mb: OptionalPositiveFloat = None
     """Megabytes that the references of one request may have together, where that is less than the
-    model takes; larger ones are made smaller, and the result says so."""
+    model takes; larger ones are made smaller, and adjustments lists them."""
     reference_http_urls: bool = False
     """Also load references from plain http addresses."""
     reference_private_urls: bool = False
@@ -238,11 +238,11 @@ class Settings(BaseSettings):
     _model_rows: Mapping[str, ModelInfo] = PrivateAttr(default_factory=dict)
     shadow: Annotated[Mapping[str, Any] | None, BeforeValidator(blank_to_none)] = None
     """Breaker settings to run beside the live ones without effect, such as
-    reset_timeout=30,fail_max=5; what they would have done is reported."""
+    reset_timeout=30,fail_max=5; their decisions are reported."""
     redis_url: Secret = None
-    """Share breakers and pacing between processes."""
+    """Share breakers and rate limits between processes."""
     control: Annotated[Literal["on", "off"], LowercaseStr] = "on"
-    """off: orders of operators are ignored, wherever they come from."""
+    """off: orders of operators are ignored, from every source."""
     control_secret: ControlSecret = None
     """Secret of at least 16 characters with which orders are signed; unsigned ones are ignored
     then."""

@@ -191,7 +191,7 @@ _WITHOUT: Final[Mapping[str, str]] = {
     "n": "one request for each image",
     "mask": "routes that support it are asked first; without any, `InvalidRequestError`",
     "vendor_options": "fields of other vendors are not sent",
-    **dict.fromkeys(MADE_HERE, "the library converts the image, and says so in `adjustments`"),
+    **dict.fromkeys(MADE_HERE, "converted by the library, and listed in `adjustments`"),
 }
 """What happens if the vendor does not support an option; otherwise it is reported."""
 
@@ -208,7 +208,7 @@ def options_table() -> str:
             "yes" if option in {*vendor.supported_options, "vendor_options"} else "no"
             for vendor in vendors
         ]
-        without = _WITHOUT.get(option, "`adjustments` says so")
+        without = _WITHOUT.get(option, "listed in `adjustments`")
         rows.append(f"| `{option}` | {' | '.join(cells)} | {without} |")
     return "\n".join(rows)
 
