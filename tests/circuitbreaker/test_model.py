@@ -55,8 +55,8 @@ CONFIGS = st.builds(
 
 STEPS: Counter[str] = Counter()
 """Steps by the state they found; openings that end in the closed state are `hint`."""
-STRAGGLERS: Counter[bool] = Counter()
-"""Late news that found an opening: True, one that ends in the closed state."""
+LATE_OUTCOMES: Counter[bool] = Counter()
+"""Late outcomes during an open period; True: of one that ends in the closed state."""
 
 
 class BreakerMachine(RuleBasedStateMachine):
@@ -211,7 +211,7 @@ class BreakerMachine(RuleBasedStateMachine):
     def count_late_call(self) -> None:
         if self.oracle.state == "open":
             hint = self.oracle.closes_at < math.inf
-            STRAGGLERS[hint] += 1
+            LATE_OUTCOMES[hint] += 1
             self.hints_lengthened += hint
 
     @rule(
@@ -296,13 +296,13 @@ def run_machine(examples: int) -> None:
 def test_random_steps_follow_the_specification() -> None:
     """Some 20 000 random steps, many of them in half-open, show no difference."""
     STEPS.clear()
-    STRAGGLERS.clear()
+    LATE_OUTCOMES.clear()
     run_machine(examples=230)
 
     assert STEPS.total() >= 20_000, STEPS
     assert STEPS["half_open"] >= 0.15 * STEPS.total(), STEPS
     assert STEPS["hint"] >= 50, STEPS
-    assert min(STRAGGLERS[True], STRAGGLERS[False]) >= 5, STRAGGLERS
+    assert min(LATE_OUTCOMES[True], LATE_OUTCOMES[False]) >= 5, LATE_OUTCOMES
 
 
 @pytest.mark.slow
