@@ -90,7 +90,7 @@ def test_the_quick_mode_writes_the_tables_between_the_markers(
         command.main()
 
 
-def test_the_guide_has_what_the_command_writes(
+def test_the_guide_has_the_output_of_the_command(
     command: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The guide's tables have every row of the command, in order."""
@@ -111,7 +111,7 @@ def test_the_guide_has_what_the_command_writes(
     assert [title for title in titles if title in expected] == expected
 
 
-def test_without_the_extra_one_line_says_what_is_missing() -> None:
+def test_a_missing_extra_is_reported_in_one_line() -> None:
     """The command names the package and how to install it, without a traceback."""
     done = subprocess.run(
         [sys.executable, "-S", "-m", "benchmarks"],
@@ -170,7 +170,7 @@ def test_images_of_both_designs_are_measured(
             assert found["wall_ms"] > 0
 
 
-def test_the_picture_equals_what_the_code_draws(command: ModuleType, tmp_path: Path) -> None:
+def test_the_picture_equals_the_output_of_the_code(command: ModuleType, tmp_path: Path) -> None:
     """README's picture has a column per design, with the figures of the present code."""
     command.outage_picture.draw(tmp_path / "new.svg")
     drawn = (tmp_path / "new.svg").read_text()

@@ -163,7 +163,7 @@ def test_token_counts_determine_whether_a_request_is_billed(
     assert total == pytest.approx(0.06)
 
 
-def test_the_total_of_a_client_holds_what_failures_cost() -> None:
+def test_the_total_of_a_client_includes_the_cost_of_failures() -> None:
     """The total has the cost of failed requests of calls that another route served."""
     usage = used("google", 0.02, 10, 5, 15)
 

@@ -79,7 +79,7 @@ def test_a_truncated_stream_is_retried(vendors: BackgroundEmulator, events: int)
     ],
     ids=lambda value: value.name if isinstance(value, Fault) else "",
 )
-def test_previews_come_through_a_fallback(
+def test_previews_before_a_fallback_are_delivered(
     vendors: BackgroundEmulator, fault: Fault, reason: Reason
 ) -> None:
     """Google delivers after OpenAI's previews, without previews of its own, and the result

@@ -270,6 +270,6 @@ def test_the_beginning_of_an_image_is_removed(kind: bytes) -> None:
 
 
 @pytest.mark.parametrize("text", [r"bad \U0000D800 here", "bad \ud800 here", r"bad \u{DFFF} here"])
-def test_what_is_kept_can_be_encoded(text: str) -> None:
+def test_the_result_can_be_encoded(text: str) -> None:
     """The result has no unpaired surrogates, which log handlers cannot encode."""
     assert redact(text).encode().startswith(b"bad")

@@ -114,7 +114,7 @@ def test_ctrl_c_returns_within_a_second(vendors: BackgroundEmulator, tmp_path: P
     assert took < 1
 
 
-def test_the_process_ends_although_nothing_was_closed(
+def test_the_process_exits_without_closing_its_clients(
     vendors: BackgroundEmulator, tmp_path: Path
 ) -> None:
     """Connections are closed at exit, and no warning of anything left open is printed."""

@@ -411,7 +411,9 @@ ENTRIES: dict[str, Callable[..., Awaitable[Any]]] = {
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_the_drop_in_functions_keep_nothing(vendors: BackgroundEmulator, entry: str) -> None:
+def test_the_drop_in_functions_keep_no_data_of_a_call(
+    vendors: BackgroundEmulator, entry: str
+) -> None:
     """Refusal, failure, deadline, cancellation and invalid argument keep no data."""
     ask = ENTRIES[entry]
 

@@ -114,7 +114,7 @@ def test_a_probes_duration_includes_a_response_that_fails() -> None:
     assert open_for(breaker) == 100.0
 
 
-def test_a_probe_that_fails_before_it_is_sent_costs_nothing() -> None:
+def test_a_probe_that_fails_before_it_is_sent_has_no_duration() -> None:
     """A failure without a sending opens for `reset_timeout`."""
     breaker, clock = opened(reset_timeout=1.0)
     clock.pass_(1.0)
@@ -126,7 +126,7 @@ def test_a_probe_that_fails_before_it_is_sent_costs_nothing() -> None:
     assert open_for(breaker) == 1.0
 
 
-def test_of_several_probes_the_one_that_ends_the_round_counts() -> None:
+def test_the_probe_that_ends_the_half_open_state_determines_the_duration() -> None:
     """Neither an earlier success nor a probe in flight determines the period."""
     breaker, clock = opened(half_open_calls=3)
     clock.pass_(60.0)

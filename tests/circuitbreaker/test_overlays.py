@@ -378,7 +378,7 @@ def test_every_snapshot_is_json(mode: BreakerMode, forced: bool) -> None:
     assert [json.loads(json.dumps(each, allow_nan=False)) for each in shots] == shots
 
 
-def test_reading_the_state_takes_no_place() -> None:
+def test_reading_the_state_reserves_no_place() -> None:
     """Reading `allows_calls`, metrics or a snapshot does not take the probe's place."""
     breaker, clock = opened()
     clock.pass_(60.0)

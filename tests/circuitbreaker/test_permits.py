@@ -538,7 +538,7 @@ def test_a_throttled_probe_opens_it_again(hint: float | None, length: float) -> 
     assert let_in(breaker).probe
 
 
-def test_a_refused_probe_gives_its_place_back() -> None:
+def test_a_refused_probe_frees_its_place() -> None:
     """A refused probe does not close the circuit; in the closed state it is a success."""
     breaker, _, probe = half_open(fail_max=2)
     settlement = probe.settle(BreakerOutcome.REFUSED, cause="invalid_request")
@@ -559,7 +559,7 @@ def test_a_tripping_probe_opens_it_again_for_long() -> None:
     assert breaker.metrics().open_for == 600.0
 
 
-def test_a_neutral_probe_gives_its_place_back() -> None:
+def test_a_neutral_probe_frees_its_place() -> None:
     """After a neutral outcome the breaker stays half-open, and the next caller is the probe."""
     breaker, _, probe = half_open()
     assert not breaker.allows_calls()
@@ -672,7 +672,7 @@ def test_a_reserved_probe_counts_its_deadline_from_sending() -> None:
     assert probe.settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
 
 
-def test_a_probe_never_sent_gives_its_place_to_the_next_without_a_vote() -> None:
+def test_a_probe_that_is_never_sent_frees_its_place_without_a_vote() -> None:
     """A probe not sent within probe_deadline frees its place without a vote."""
     breaker, clock = opened(probe_deadline=61.0)
     clock.pass_(60.0)

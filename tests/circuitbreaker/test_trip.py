@@ -175,7 +175,7 @@ def test_metrics_show_both_thresholds() -> None:
     assert (metrics.failure_threshold, metrics.failure_rate_threshold) == (7, 0.25)
 
 
-def test_other_numbers_keep_what_was_counted() -> None:
+def test_reconfiguring_keeps_all_counts() -> None:
     """Reconfiguring keeps all counts and compares them with the new limits."""
     rule = TripRule(BreakerConfig(fail_max=5, min_calls=100))
     for _ in range(3):

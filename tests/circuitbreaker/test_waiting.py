@@ -249,7 +249,7 @@ def test_the_state_continues_on_the_next_loop() -> None:
     assert run_virtual(second()) == 1.0
 
 
-def test_a_loop_that_begins_a_little_earlier_loses_no_time() -> None:
+def test_time_continues_on_a_loop_that_is_slightly_behind() -> None:
     """On a loop that is half a second behind, time continues from the last moment."""
     breaker = loop_breaker(fail_max=1)
 

@@ -212,7 +212,7 @@ def test_no_place_is_free_while_a_caller_waits_for_one(
     run_virtual(scenario())
 
 
-def test_a_stopped_loops_waiter_takes_no_wake_up() -> None:
+def test_a_waiter_of_a_stopped_loop_does_not_consume_a_wake_up() -> None:
     """A waiter on a stopped loop does not prevent the running loop's caller from waking."""
     breaker = CircuitBreaker("google:pro", BreakerConfig(), random=lambda: 0.0)
     idle, busy = VirtualTimeLoop(), VirtualTimeLoop()

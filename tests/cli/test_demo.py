@@ -186,7 +186,7 @@ def test_a_demo_does_not_begin_without_a_collector(
         ),
     ],
 )
-def test_where_traces_go(
+def test_destinations_of_traces(
     options: list[str], environment: dict[str, str], expected: str | None,
     capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

@@ -17,7 +17,7 @@ from resilient_imagen.emulator import parse_script
 Capsys = pytest.CaptureFixture[str]
 
 
-def test_its_variables_lead_an_application_to_it(
+def test_its_variables_direct_an_application_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The script's fault occurs, the fallback serves, and Ctrl-C ends it with code 0."""

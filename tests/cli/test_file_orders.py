@@ -110,7 +110,7 @@ def test_an_order_without_the_secret_is_refused(
 
 
 @pytest.mark.parametrize("control", [None, "off"])
-def test_without_an_answer_the_command_says_so(
+def test_the_command_reports_missing_answers(
     control: str | None, path: Path, command: Callable[[str], Ended]
 ) -> None:
     """The order is in the file, for processes that are started later."""

@@ -208,7 +208,7 @@ def test_signed_orders_are_obeyed_and_others_are_not(
 
 
 @pytest.mark.parametrize("secret", [None, "another secret of theirs"])
-def test_an_order_that_no_worker_believes_displaces_no_other(
+def test_an_order_that_no_worker_trusts_displaces_no_other(
     secret: str | None,
     server: RedisServer,
     command: Callable[[str], Ended],

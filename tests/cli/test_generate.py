@@ -270,7 +270,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_reported_in_one_line_and_costs_nothing(
+def test_bad_input_is_reported_in_one_line_before_a_request(
     case: str, capsys: Capsys, tmp_path: Path, imagen_emulator: BackgroundEmulator
 ) -> None:
     """The exit code is 2, and no request is sent."""

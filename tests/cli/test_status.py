@@ -72,7 +72,7 @@ def test_steps_with_several_accounts_are_named(server: RedisServer, tmp_path: Pa
     }
 
 
-def test_fleets_and_accounts_are_told_apart(server: RedisServer, tmp_path: Path) -> None:
+def test_fleets_and_accounts_are_distinguished(server: RedisServer, tmp_path: Path) -> None:
     """Each namespace is shown alone, and routes of two accounts have two rows."""
     url = f"{server.url}?namespace=storyboards"
     accounts = {"one", "another"}
@@ -90,7 +90,7 @@ def test_fleets_and_accounts_are_told_apart(server: RedisServer, tmp_path: Path)
     assert (other["namespace"], other["routes"]) == ("resilient_imagen", [])
 
 
-def test_a_redis_without_a_fleet_says_so(server: RedisServer, tmp_path: Path) -> None:
+def test_a_redis_without_a_fleet_is_reported(server: RedisServer, tmp_path: Path) -> None:
     """If nothing was shared yet, the command says so and succeeds."""
     shown = run("status", "--redis-url", server.url, cwd=tmp_path)
     assert shown.returncode == 0

@@ -78,7 +78,7 @@ def test_a_long_line_is_shortened() -> None:
     assert one_line("a\n\nb\r\nc") == "a b c"
 
 
-def test_a_console_takes_no_markup_and_no_escapes() -> None:
+def test_a_console_prints_markup_and_escapes_literally() -> None:
     """Strings, tables, live views and rich's text classes are printed literally."""
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=300)

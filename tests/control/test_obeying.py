@@ -409,7 +409,7 @@ def test_limits_of_a_custom_provider_are_rejected() -> None:
     run_virtual(main())
 
 
-def test_two_values_that_fit_only_together_end_one_after_the_other() -> None:
+def test_two_values_that_are_valid_only_together_end_in_sequence() -> None:
     """After the first order has ended, the second is invalid alone and suspended with a warning."""
 
     async def scene(scenario: PipelineScenario) -> None:

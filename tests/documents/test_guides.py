@@ -25,7 +25,7 @@ def test_tables_agree_with_the_code(name: str) -> None:
 
 
 @EVERY_GUIDE
-def test_links_lead_to_files_and_headings(guide: Guide) -> None:
+def test_links_refer_to_existing_files_and_headings(guide: Guide) -> None:
     """Every relative link names a file of the project and, after a #, a heading in it."""
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", guide.text):
         file, _, anchor = target.partition("#")

@@ -59,7 +59,7 @@ def test_call_options_sample(
 
 
 @pytest.mark.usefixtures("imagen_emulator")
-def test_what_a_call_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sample_about_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sample returns the price of each image, and their sum."""
     monkeypatch.setenv("IMAGE_GEN_IPM", "6000")
     (code,) = LIBRARY.samples(heading="What a call costs")
@@ -69,7 +69,7 @@ def test_what_a_call_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert maybe == 0.0
 
 
-def test_which_vendor_receives_the_prompt_and_the_references(
+def test_the_recipients_of_prompt_and_references(
     imagen_emulator: BackgroundEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Google receives the prompt with a hint, OpenAI unchanged, and both the references."""

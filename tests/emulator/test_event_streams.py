@@ -70,7 +70,7 @@ def test_an_edit_is_streamed() -> None:
     run_with_emulator(scenario)
 
 
-def test_several_images_come_in_several_events() -> None:
+def test_several_images_have_one_event_each() -> None:
     """Each image has its own completed event."""
 
     async def scenario(both: Wired) -> None:

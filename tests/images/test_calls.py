@@ -134,7 +134,7 @@ def test_a_reference_is_as_large_as_the_route_that_gets_it_allows(
     run_scenario(fallback, **FAST, force_open="google")
 
 
-def test_the_adjustment_by_fitting_comes_first() -> None:
+def test_the_adjustment_by_fitting_is_listed_first() -> None:
     """The note about fitting precedes those about references, on the span too."""
     google = Settings(**FAST, routes="google:gemini-3-pro-image")
 
@@ -155,7 +155,7 @@ def test_the_adjustment_by_fitting_comes_first() -> None:
 
 
 @pytest.mark.parametrize("kind", ["path", "base64", "data URL", "bytes", "result", "dict"])
-def test_edit_takes_an_image_in_every_form(kind: str, tmp_path: Path) -> None:
+def test_edit_accepts_every_form_of_an_image(kind: str, tmp_path: Path) -> None:
     """`edit` accepts each documented form of an image."""
     path = tmp_path / "fox.png"
     path.write_bytes(PNG)

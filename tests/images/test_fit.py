@@ -299,7 +299,7 @@ def test_the_applications_pillow_limit_is_ignored(monkeypatch: pytest.MonkeyPatc
 
 
 @given(st.sampled_from(["PNG", "JPEG", "WEBP", "GIF"]), st.data())
-def test_any_damage_leads_to_an_image_or_the_documented_error(
+def test_a_damaged_image_gives_an_image_or_the_documented_error(
     form: str, data: st.DataObject
 ) -> None:
     """Damaged bytes give an image or the documented error."""
@@ -343,7 +343,7 @@ def test_an_image_is_delivered_in_the_requested_type(kind: str, wanted: str, rat
     assert result.notes[int(ratio != "1:1") :] == (() if same else converted)
 
 
-def test_transparency_is_kept_where_the_type_has_it_and_is_white_where_not() -> None:
+def test_transparency_is_kept_if_the_type_supports_it_and_becomes_white_otherwise() -> None:
     """A WebP keeps the alpha channel of a PNG; in a JPEG it becomes white."""
     data = encoded(Image.new("RGBA", (32, 32), (255, 0, 0, 0)), "PNG")
 

@@ -388,7 +388,7 @@ def with_checksums(data: bytes) -> bytes:
 
 
 @given(st.sampled_from([*GOOD, *BAD]), st.data())
-def test_any_damage_leads_to_an_image_or_the_documented_error(
+def test_a_damaged_image_gives_an_image_or_the_documented_error(
     case: str, data: st.DataObject
 ) -> None:
     """Damaged bytes of any type give an image or UnusableImageError."""

@@ -126,7 +126,7 @@ def test_a_probe_whose_holder_leaves_the_queue_is_free_for_the_next() -> None:
     run_scenario(scene, max_concurrent=1)
 
 
-def test_a_grant_and_an_opening_in_the_same_moment_send_nothing() -> None:
+def test_a_slot_granted_as_the_circuit_opens_is_not_used() -> None:
     """A slot that the failure that opens the circuit frees is not used for a request."""
 
     async def scene(scenario: PipelineScenario) -> None:

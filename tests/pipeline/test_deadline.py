@@ -56,7 +56,7 @@ def test_a_request_must_have_useful_time_left(latency: float | None, latest: flo
     assert NEVER.is_worth_starting(latest, latency)
 
 
-def test_the_reserve_is_the_next_timeout_but_at_most_half_of_what_is_left() -> None:
+def test_the_reserve_is_the_next_timeout_but_at_most_half_of_the_remaining_time() -> None:
     """Of 100 seconds a later route gets its limit of 20 per request, or 50 of a limit of 90."""
     deadline = Deadline(200.0)
     assert share(deadline, LaterRoute(20.0)) == 180.0

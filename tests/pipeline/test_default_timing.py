@@ -76,7 +76,7 @@ def test_a_body_that_stalls_is_left_within_the_deadline(
     run_outage_scenario(scene, **UNPACED)
 
 
-def test_a_request_at_fault_goes_nowhere_else() -> None:
+def test_an_invalid_request_does_not_fall_back() -> None:
     """At the default settings, a request that is too long is not sent to the fallback."""
 
     async def scene(scenario: OutageScenario) -> None:

@@ -35,7 +35,7 @@ def test_it_fires_when_the_first_request_leaves_not_when_the_caller_queues() -> 
     run_scenario(scene)
 
 
-def test_it_fires_once_whatever_follows() -> None:
+def test_it_fires_once_for_several_requests() -> None:
     """Retries and the fallback do not call ``on_start`` again."""
     started: list[float] = []
 

@@ -88,7 +88,7 @@ def test_the_three_seconds_of_a_probe_do_not_include_its_queue() -> None:
     run_overlap(scene, max_concurrent=1)
 
 
-def test_a_hedged_probe_goes_on_after_delivery_and_votes() -> None:
+def test_a_hedged_probe_continues_after_delivery_and_votes() -> None:
     """A hedged probe keeps slot and permit, closes the circuit, and its cost is counted."""
 
     async def scene(scenario: OverlapScenario) -> None:
@@ -311,7 +311,7 @@ def test_without_a_delay_a_probe_is_not_hedged() -> None:
     run_overlap(scene, hedge_probe_after=None)
 
 
-def test_a_probe_that_fails_within_three_seconds_is_no_overlap() -> None:
+def test_a_probe_that_fails_within_three_seconds_causes_no_overlap() -> None:
     """A probe that fails before the hedge delay leads to an ordinary fallback."""
 
     async def scene(scenario: OverlapScenario) -> None:
@@ -423,7 +423,7 @@ def test_a_kept_request_whose_caller_leaves_is_a_timeout() -> None:
     run_overlap(scene)
 
 
-def test_the_failure_vote_comes_at_the_limit() -> None:
+def test_the_failure_vote_is_cast_at_the_limit() -> None:
     """The circuit opens when three requests have reached their limit, not when they end."""
 
     async def scene(scenario: OverlapScenario) -> None:
@@ -456,7 +456,7 @@ def test_the_failure_vote_waits_for_a_route_that_is_usually_slow() -> None:
     run_overlap(scene)
 
 
-def test_the_failure_vote_comes_when_the_request_ends_if_that_is_earlier() -> None:
+def test_the_failure_vote_is_cast_at_an_earlier_end_of_the_request() -> None:
     """The next route delivers at 62 s, before the 75 s of a route with a latency of 50 s."""
 
     async def scene(scenario: OverlapScenario) -> None:
@@ -918,7 +918,7 @@ def test_a_request_displaced_before_its_limit_is_cancelled_and_recorded() -> Non
     run_overlap(scene, routes=THREE_ROUTES, openai_timeout=20, hedge_after=5, hedge_budget=1)
 
 
-def test_a_hedge_that_fails_leads_on_to_the_third_route() -> None:
+def test_a_failed_hedge_is_followed_by_the_third_route() -> None:
     """After a hedge fails, the third route starts beside the slow first request."""
 
     async def scene(scenario: OverlapScenario) -> None:
@@ -1113,7 +1113,7 @@ def test_a_primary_that_serves_after_its_hedge_was_turned_away_has_not_been_left
     run_overlap(scene, hedge_after=5, hedge_budget=1, max_concurrent=1, max_queue=0)
 
 
-def test_a_request_that_is_alone_when_it_is_sent_is_no_overlap() -> None:
+def test_a_request_sent_without_another_in_flight_is_not_an_overlap() -> None:
     """A hedge that leaves its queue after the slow request failed is not an overlap."""
 
     async def scene(scenario: OverlapScenario) -> None:
@@ -1203,7 +1203,7 @@ def test_a_provider_that_ignores_its_cancellation_delays_the_image_for_a_second(
 
 
 @pytest.mark.parametrize("allowed", ["overloaded,timeout", "overloaded,circuit_open", "overloaded"])
-def test_reasons_that_may_not_lead_on_start_no_overlap(allowed: str) -> None:
+def test_reasons_without_a_fallback_start_no_overlap(allowed: str) -> None:
     """IMAGE_GEN_FALLBACK_ON decides about a hedged probe and about a request past its limit."""
 
     async def scene(scenario: OverlapScenario) -> None:
@@ -1296,7 +1296,7 @@ def test_the_maximum_does_not_apply_to_the_last_usable_route() -> None:
     run_overlap(scene, ipm=10, max_wait=0)
 
 
-def test_sibling_routes_behind_one_queue_pass_a_caller_on_to_the_last_of_them() -> None:
+def test_the_last_of_sibling_routes_with_one_queue_is_waited_for() -> None:
     """The last route is waited for even if it shares the queue of the earlier routes."""
 
     async def scene(scenario: OverlapScenario) -> None:

@@ -126,7 +126,7 @@ def test_sixteen_at_once_while_the_primary_hangs_are_all_served() -> None:
     run_scenario(scene)
 
 
-def test_callers_in_the_queue_and_in_back_off_leave_when_the_route_opens() -> None:
+def test_queued_and_waiting_callers_leave_a_route_that_opens() -> None:
     """Callers that queue or back off leave a route as soon as its breaker opens."""
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -629,7 +629,7 @@ def test_the_deadline_error_has_retry_after() -> None:
     run_scenario(silent, **FAST)
 
 
-def test_a_fallback_that_opens_during_a_retry_decision_is_no_error(
+def test_a_fallback_may_open_during_a_retry_decision(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The call is retried and served if the fallback opens while the retry is decided."""

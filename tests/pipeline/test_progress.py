@@ -215,7 +215,7 @@ def run_with_previews(scene: Callable[[OverlapScenario, Previewing], Any], **set
     run_overlap(main, google, **{"hedge_probe_after": None, "on_timeout": "abandon", **settings})
 
 
-def test_previews_come_while_the_request_runs() -> None:
+def test_previews_are_delivered_during_the_request() -> None:
     """Previews are numbered from 1 and delivered in the order in which the provider sent them."""
     seen: list[tuple[float, Progress]] = []
 

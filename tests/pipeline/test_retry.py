@@ -72,7 +72,7 @@ def test_a_hint_replaces_the_back_off() -> None:
 
 
 @pytest.mark.parametrize(("latency", "longest"), [(None, 14.0), (9.0, 9.0), (30.0, 14.0)])
-def test_a_hint_longer_than_falling_back_takes_is_not_waited_for(
+def test_a_hint_longer_than_a_fallback_is_not_waited_for(
     latency: float | None, longest: float
 ) -> None:
     """The limit is the other route's latency, and never more than the sum of all back-offs."""
@@ -99,7 +99,7 @@ def test_the_reason_limits_the_retries(
     assert (decide(retry=retry, has_alternative=True) is not None) == first_with_alternative
 
 
-def test_no_retry_at_all_when_none_is_configured() -> None:
+def test_max_retries_zero_allows_no_retry() -> None:
     """With max_retries=0, a reason that allows one retry gets none."""
     assert decide(max_retries=0) is None
     assert decide(max_retries=0, retry=Retry.ONCE) is None

@@ -615,7 +615,7 @@ def test_a_chain_that_cannot_be_used_is_refused(routes: Any, why: str) -> None:
     run_steps(scene)
 
 
-def test_a_call_may_name_a_provider_that_no_configured_route_leads_to(
+def test_a_call_may_name_a_provider_without_a_configured_route(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It is built for the first call; without its key the error names the variable."""

@@ -163,7 +163,7 @@ def test_with_few_successes_late_is_measured_against_the_model_table() -> None:
     run_scenario(scene, **FAST)
 
 
-def test_of_a_provider_that_no_table_knows_late_is_a_share_of_the_limit() -> None:
+def test_a_custom_providers_request_is_late_after_a_share_of_its_limit() -> None:
     """For a custom provider, a request is late after 70 % of its time limit."""
 
     async def main() -> None:

@@ -480,7 +480,7 @@ def test_an_echoed_prompt_sets_no_hint_and_no_code(vendor: str, prompt: str, mes
 
 @VENDORS
 @pytest.mark.parametrize("prompt", ["moderation_blocked", '{"error"'])
-def test_a_prompt_that_is_a_code_takes_no_code_away(vendor: str, prompt: str) -> None:
+def test_a_prompt_that_equals_a_code_does_not_hide_the_code(vendor: str, prompt: str) -> None:
     """The vendor's fields count even if the prompt equals a code."""
     assert look_up(vendor, 400, BLOCKED, prompt=prompt).reason is Reason.CONTENT_BLOCKED
 
@@ -603,7 +603,7 @@ def test_implausible_hints_are_ignored(vendor: str) -> None:
         ("google", 504, error("x", status="DEADLINE_EXCEEDED"), "DEADLINE_EXCEEDED"),
     ],
 )
-def test_status_words_come_from_a_fixed_vocabulary(
+def test_status_words_are_of_a_fixed_vocabulary(
     vendor: str, status: int, body: Any, word: str | None
 ) -> None:
     """The status word is the vendor's if known, else that of the status."""

@@ -88,7 +88,7 @@ def test_no_option_makes_a_strict_vendor_fail(monkeypatch: pytest.MonkeyPatch) -
     with_vendor(monkeypatch, scene)
 
 
-def test_references_are_dropped_and_an_edit_goes_to_another_route(
+def test_references_are_dropped_and_edits_use_another_route(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The service has no endpoint for references, and the result lists them."""
@@ -136,7 +136,7 @@ prices = {per_image = 0.07}
 """
 
 
-def test_a_row_of_the_model_file_decides_what_is_sent(
+def test_a_row_of_the_model_file_determines_the_request(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The row determines size, quality, options, references, response format and price."""

@@ -108,7 +108,7 @@ def test_a_cancelled_caller_does_not_cancel_the_look_up(server: NameServer) -> N
     assert run(main) == ("192.0.2.1", "192.0.2.2")
 
 
-def test_a_name_server_that_hangs_uses_up_nothing_but_its_own_threads(server: NameServer) -> None:
+def test_a_hanging_name_server_occupies_its_own_threads_only(server: NameServer) -> None:
     """The default executor, other names and other resolvers work meanwhile."""
     server.hanging = {"a.test"}
 

@@ -195,7 +195,7 @@ WAITS = {400: False, 401: False, 404: False, 429: True, 500: True, 502: True, 50
 
 @VENDORS
 @pytest.mark.parametrize("status", WAITS)
-def test_a_hint_counts_for_what_passes_by_itself(vendor: str, status: int) -> None:
+def test_a_hint_applies_to_temporary_failures(vendor: str, status: int) -> None:
     """Hints count for overload, rate limits, server errors and timeouts."""
     failure = look_up(vendor, status, phrase("x"), {"retry-after": "7"})
     assert failure.retry_after == (7 if WAITS[status] else None)
@@ -447,7 +447,7 @@ def test_codes_and_phrases_of_openai(
     assert look_up("openai", ANOTHER_STATUS, body).reason is Reason.INVALID_REQUEST
 
 
-def test_a_rate_limits_code_comes_before_words_about_a_quota() -> None:
+def test_a_code_of_a_rate_limit_takes_precedence_over_a_quota_phrase() -> None:
     """OpenAI's code for a rate limit takes precedence over a phrase about a quota."""
     body = {"error": {"message": "You exceeded your current quota.", "code": "rate_limit_exceeded"}}
     assert look_up("openai", 429, body).reason is Reason.RATE_LIMITED

@@ -116,7 +116,7 @@ PREVIEW = event("image_generation.partial_image", b64_json=PNG64, partial_image_
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("operation", ["generate", "edit"])
-def test_previews_come_before_the_image(operation: str, count: int) -> None:
+def test_previews_arrive_before_the_image(operation: str, count: int) -> None:
     """Headers precede previews, each of which is a complete image."""
     references = (reference(),) if operation == "edit" else ()
     (one,) = streamed(partial_images=count, operation=operation, references=references)
@@ -313,7 +313,7 @@ def test_a_refusal_of_the_stream_is_an_ordinary_error() -> None:
     assert one.heard == ["begun"]
 
 
-def test_several_images_come_as_one_result() -> None:
+def test_several_images_are_one_result() -> None:
     """Token counts are added; if the stream breaks, the received images are delivered."""
     whole, cut = streamed(faults.silent(0.0), faults.cut_stream(4), n=3, partial_images=2)
     assert whole.result is not None

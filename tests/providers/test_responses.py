@@ -81,7 +81,7 @@ def test_google_reads_all_candidates() -> None:
     assert delivered("google", body) == JPEG
 
 
-def test_google_never_delivers_a_draft_of_what_was_refused() -> None:
+def test_google_never_delivers_a_draft_of_a_refused_image() -> None:
     """A refused candidate's drafts are not delivered."""
     body = google_body(image(thought=True), finishReason="IMAGE_SAFETY")
     assert reason("google", body) is Reason.CONTENT_BLOCKED
@@ -184,7 +184,7 @@ def test_every_finish_reason_of_the_sdk_was_decided_on() -> None:
     }
 
 
-def test_a_limited_account_is_no_matter_of_the_prompt() -> None:
+def test_a_blocked_account_is_not_a_refusal_of_the_prompt() -> None:
     """A block of the account is not reported as a refusal of the prompt."""
     body = {"candidates": [{"finishReason": "PUP_LIMITED_DISABLED"}]}
     assert reason("google", body) is Reason.FORBIDDEN
@@ -291,14 +291,14 @@ def test_openai_data_urls_are_images() -> None:
         (b'{"choices": [{"message": {"content": "![](https://x/y.png)"}}]}', Reason.NO_IMAGE),
     ],
 )
-def test_bodies_that_are_no_answer(vendor: str, body: bytes, expected: Reason) -> None:
+def test_bodies_other_than_the_expected_json(vendor: str, body: bytes, expected: Reason) -> None:
     """A body that is not the expected JSON is invalid_response, unless it contains an error."""
     assert reason(vendor, body) is expected
 
 
 @VENDORS
 @pytest.mark.parametrize("data", ["!!!", "AAAA", "QUJD" * 10, base64.b64encode(b"x" * 99).decode()])
-def test_data_that_is_no_image(vendor: str, data: str) -> None:
+def test_data_other_than_an_image(vendor: str, data: str) -> None:
     """Invalid base64, and bytes of an unknown type, are invalid_response."""
     body = google_body(image(data)) if vendor == "google" else {"data": [{"b64_json": data}]}
     assert reason(vendor, body) is Reason.INVALID_RESPONSE
@@ -346,7 +346,7 @@ def test_an_error_page_that_looks_like_python_is_only_text(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("delay", ["5\u017f", "1 minute and 5 \u017fec"])
-def test_a_wait_in_letters_that_fold_to_others_is_no_hint(delay: str) -> None:
+def test_units_are_not_matched_by_case_folding(delay: str) -> None:
     """A long s, which case folding turns into s, is not a unit of seconds."""
     body = json.dumps({"error": {"message": f"Please try again in {delay}."}}).encode()
     assert VendorError.read(429, {}, body, "").hint in {None, 60}

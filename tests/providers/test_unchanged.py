@@ -58,7 +58,7 @@ def test_a_client_loads_no_module_of_other_endpoints() -> None:
         assert f"resilient_imagen.providers.{name}" not in ours
 
 
-def test_a_warm_client_loads_what_the_sdks_load() -> None:
+def test_a_warm_client_loads_only_the_modules_of_the_sdks() -> None:
     """Of credentials libraries it loads only the modules that Google's own SDK imports."""
     sdks = loaded("import openai\nfrom google import genai\ngenai.Client(api_key='AIza-key')")
     warm = loaded(CLIENT.format("await client.warm_up()"))

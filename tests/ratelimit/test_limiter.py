@@ -277,7 +277,7 @@ def test_a_cancelled_caller_that_has_not_left_yet_is_passed_over() -> None:
     run_virtual(main())
 
 
-def test_a_new_loop_forgets_the_clock_and_the_timer_of_the_old_one() -> None:
+def test_a_new_loop_ignores_clock_and_timer_of_the_old_one() -> None:
     """On a new loop the clock begins at 0; earlier places and timers do not count."""
     limiter = RateLimiter(max_concurrent=9, per_minute=10)
 

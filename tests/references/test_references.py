@@ -232,7 +232,7 @@ def test_a_normalized_reference_that_has_grown_is_shrunk() -> None:
     ]
 
 
-def test_order_is_kept_and_few_load_at_a_time() -> None:
+def test_order_is_kept_and_concurrency_is_limited() -> None:
     """The order is kept, and the number of concurrent loads is limited."""
     pages = Pages()
 

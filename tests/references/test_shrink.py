@@ -45,7 +45,7 @@ def test_references_that_fit_are_unchanged() -> None:
     assert notes == ()
 
 
-def test_the_largest_goes_first_and_no_more_than_needed() -> None:
+def test_the_largest_reference_is_shrunk_first_and_no_more_than_needed() -> None:
     """Converting one large PNG to JPEG suffices; the smaller PNG and all pixels stay."""
     limit = len(PHOTO) + len(SMALL_PHOTO) - 1000
 
@@ -93,7 +93,7 @@ def test_references_that_cannot_fit_are_noted() -> None:
     assert notes[-1].endswith("over the limit")
 
 
-def test_what_cannot_be_decoded_stays_as_it_is() -> None:
+def test_an_undecodable_image_is_unchanged() -> None:
     """An image that cannot be decoded is passed on unchanged."""
     damaged = PHOTO[: len(PHOTO) // 2]
 

@@ -127,7 +127,7 @@ def test_a_model_call_has_one_inference_span(
     )
 
 
-def test_the_sdk_alone_has_its_instrumentations_span(
+def test_an_sdk_without_the_library_has_the_span_of_its_instrumentation(
     telemetry: Telemetry, instrument: Instrument
 ) -> None:
     """The instrumentation is active: a call of the SDK without the library has its span."""

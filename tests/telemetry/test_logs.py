@@ -454,7 +454,7 @@ def test_logging_gets_ordinary_records(records: list[logging.LogRecord]) -> None
     assert all(record.exc_info is None for record in records)
 
 
-def test_a_level_that_is_filtered_costs_no_line(lines: Lines) -> None:
+def test_no_line_is_built_for_a_filtered_level(lines: Lines) -> None:
     """structlog's level filter is checked before a line is built."""
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),

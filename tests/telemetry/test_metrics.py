@@ -86,7 +86,7 @@ def test_a_fallback_is_counted_in_all_its_metrics() -> None:
     run_telemetry_scenario(scene, **FAST)
 
 
-def test_a_slow_bucket_leads_to_its_trace() -> None:
+def test_durations_have_exemplars_with_their_trace() -> None:
     """Durations have exemplars: the call's of its root, the request's of its span."""
 
     async def scene(scenario: TelemetryScenario) -> None:

@@ -319,7 +319,7 @@ def records(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
         ),
     ],
 )
-def test_log_records_say_what_overlapped_and_what_was_cancelled(
+def test_log_records_describe_overlaps_and_cancelled_requests(
     scene: Callable[[TelemetryScenario], Awaitable[None]],
     settings: dict[str, Any],
     sentences: list[str],
@@ -374,7 +374,7 @@ def test_the_image_of_a_hedged_probe_has_a_record(caplog: pytest.LogCaptureFixtu
     run_telemetry_scenario(scene, **PROBES)
 
 
-def test_of_two_images_at_the_same_moment_one_is_unused(caplog: pytest.LogCaptureFixture) -> None:
+def test_one_of_two_simultaneous_images_is_unused(caplog: pytest.LogCaptureFixture) -> None:
     """The caller gets the image whose request the record of the call describes."""
 
     async def scene(scenario: TelemetryScenario) -> None:

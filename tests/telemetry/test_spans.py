@@ -268,7 +268,7 @@ def test_a_slow_request_is_linked_to_whichever_task_detected_it() -> None:
     run_telemetry_scenario(scene, breaker_slow_call=10, breaker_fail_max=1, **FAST)
 
 
-def test_of_two_slow_requests_the_later_one_opened_the_breaker() -> None:
+def test_the_later_of_two_slow_requests_opened_the_breaker() -> None:
     """Of two slow requests under one timer, the link is to the later one."""
 
     async def scene(scenario: TelemetryScenario) -> None:
