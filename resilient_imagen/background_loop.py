@@ -29,7 +29,7 @@ _POLL: Final = 0.25
 """Seconds between two looks of a waiting thread at its exceptions. Those that another thread raises
 in it, and Ctrl-C on Windows, do not interrupt the wait."""
 _SECONDS_TO_CANCEL: Final = 0.5
-"""Seconds that a cancelled call has to close its connection before the caller goes on."""
+"""Seconds that a cancelled call has to close its connection before the caller continues."""
 _SECONDS_TO_STOP: Final = 3.0
 """Seconds for which the exit of the process waits for the loop to close its connections."""
 

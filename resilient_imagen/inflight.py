@@ -64,7 +64,7 @@ class CallsInFlight:
         loop = asyncio.get_running_loop()
         calls = self._here()
         for timer in calls:
-            with suppress(RuntimeError):  # the call is past its time limit, and ends by itself
+            with suppress(RuntimeError):  # the call is past its time limit, which ends it
                 timer.reschedule(loop.time())
         if calls:
             drained = asyncio.ensure_future(self.drained())

@@ -102,10 +102,9 @@ class TypicalLatency:
 
     seconds: float
     basis: Literal["vendor", "second-hand", "estimate", "operator"]
-    """Whether the vendor published it, somebody else measured it, it is a guess, or it is from
-    IMAGE_GEN_MODELS."""
+    """The kind of source: the vendor, a third party, an estimate, or IMAGE_GEN_MODELS."""
     source: str
-    """Who published or measured it, or the figure that the guess is based on."""
+    """The publisher, or the figure on which the estimate is based."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,8 +80,8 @@ class RequestOptions(TypedDict, total=False):
     """Quality of a JPEG or WebP in percent, from 0 to 100. Needs ``output_format``. If the vendor
     does not support it, the image is encoded again."""
     seed: int | None
-    """Seed of the model's random numbers, from 0 to 2**31 - 1. Of several images, each one that is
-    requested by itself gets the next number."""
+    """Seed of the model's random numbers, from 0 to 2**31 - 1. If several images are requested one
+    by one, each request gets the next number."""
     quality: Quality | None
     """``low``, ``medium``, ``high``, ``xhigh``, ``max`` or ``auto``; None means
     IMAGE_GEN_OPENAI_QUALITY."""
@@ -175,8 +175,8 @@ class ImageRequest:
     output_compression: int | None = None
     """Quality of a JPEG or WebP image in percent, from 0 to 100."""
     seed: int | None = None
-    """Seed of the model's random numbers, from 0 to 2**31 - 1. Of several images, each one that is
-    requested by itself gets the next number."""
+    """Seed of the model's random numbers, from 0 to 2**31 - 1. If several images are requested one
+    by one, each request gets the next number."""
     quality: Quality | None = None
     """The model's quality level; None means the provider's configured quality."""
     vendor_options: Mapping[str, Mapping[str, Any]] | None = field(default=None, repr=False)

@@ -152,7 +152,7 @@ class ImageResult:
         Args:
             image_base64: The image in base64, if the caller has it already: encoding 20 MB takes
                 some 40 ms and blocks the event loop.
-            more_base64: The further images in base64, likewise.
+            more_base64: The further images in base64, for the same reason.
         """
         first = self.image_base64 if image_base64 is None else image_base64
         found: ImageDict = {

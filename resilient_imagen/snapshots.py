@@ -89,7 +89,7 @@ class HedgingSnapshot(TypedDict):
     budget: float
     """Maximum share of such calls, from 0 to 1 (IMAGE_GEN_HEDGE_BUDGET)."""
     in_background: int
-    """Requests that go on after their call: probes beside which another route delivered."""
+    """Requests that continue after their call: probes beside which another route delivered."""
 
 
 class FleetSnapshot(TypedDict):

@@ -77,7 +77,7 @@ class ProgressStream:
         raise StopAsyncIteration
 
     def __del__(self) -> None:
-        """Cancel the call if nobody can receive its result any more."""
+        """Cancel the call, because its result can no longer be received."""
         task = self._task
         if task is not None and not task.done():
             with suppress(RuntimeError):  # the loop is closed

@@ -16,7 +16,7 @@ first call and stops at exit.
 - A call blocks its thread, also where an event loop is running in it: that loop is blocked
 meanwhile.
   On the loop of this module (in a provider's method) it raises a RuntimeError.
-- A forked child has a loop and clients of its own, and leaves its parent's connections alone.
+- A forked child has its own loop and clients, and does not use its parent's connections.
 - Python starts no threads once the main thread has ended: other threads have to be joined before.
 """
 
@@ -466,7 +466,7 @@ class ImageClient:
     def breakers(self) -> Mapping[str, BreakerHandle]:
         """Each route's circuit breaker, by ``provider:model``, for operators.
 
-        To force one open or release it, to reconfigure it or to listen, while calls go on.
+        To force one open or release it, to reconfigure it or to listen, during calls.
         """
         names = _on_loop(lambda: tuple(self._client().breakers))
         return MappingProxyType({name: BreakerHandle(name, self._client) for name in names})
@@ -501,7 +501,7 @@ class ImageClient:
     def close(self) -> None:
         """Close every connection; closing twice does no harm.
 
-        Calls in flight, of any thread, are ended, each with a RuntimeError that says so.
+        Calls in flight, of any thread, are ended, each with a RuntimeError that states the cause.
         """
         _run(lambda: self._client().aclose())
 

@@ -97,7 +97,7 @@ def _await_here(
         answer: The answer; it is cancelled after its call.
         ended: Resolved when the call has ended.
         name: The callback's name in log lines.
-        grace: Seconds for which the answer may go on after its call.
+        grace: Seconds for which the answer may continue after its call.
     """
 
     def run() -> None:

@@ -31,7 +31,7 @@ _NEVER: Final = 100 * 365 * 86_400.0
 
 
 class _CallFailedError(Exception):
-    """Stands for the failure of a call inside pybreaker. It never leaves this module."""
+    """Represents the failure of a call inside pybreaker. It never leaves this module."""
 
 
 class PybreakerAdapter(pybreaker.CircuitBreaker):

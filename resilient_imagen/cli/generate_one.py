@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["run_single"]
 
 _USUAL: Final = {"strict_references": True}
-"""An image without a named reference would be paid for in vain."""
+"""An image without a named reference would be useless but paid for."""
 
 
 async def run_single(

@@ -1,6 +1,6 @@
 """File answers: each process that reads a control file states which of its orders it obeys.
 
-A client has a file of its own in a folder beside the control file. It keeps that file locked as
+Each client has one file in a folder beside the control file. It keeps that file locked as
 long as it runs, so that a command can count the processes that are there, and remove the files of
 those that were killed.
 """

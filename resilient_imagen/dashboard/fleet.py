@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["FleetSource"]
 
 _SILENT: Final = 25.0
-"""Seconds without a registration, which workers repeat every ten, after which a notice says so."""
+"""Seconds without a registration after which a notice reports it; workers register every ten."""
 
 
 _PAST: Final = 20
@@ -126,7 +126,7 @@ def _health(routes: Sequence[RouteView], primary: set[str]) -> str:
             "breaker": {
                 "state": each["state"],
                 "why": each["cause"],
-                # An operator's order ends by itself, and no probe is due before.
+                # An operator's order ends at its time, and no probe is due before.
                 "retry_after": each["next_probe_s"],
             },
         }

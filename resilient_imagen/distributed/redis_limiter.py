@@ -80,7 +80,7 @@ class RedisRateLimiter(RateLimiter):
         coordinator: The connection to the other processes.
         max_concurrent: Maximum of requests in flight in this process.
         per_minute: Images per minute of all processes.
-        burst: Places that may be taken at once after a quiet time.
+        burst: Places that may be taken at once after an idle time.
         max_queue: Maximum of waiting callers in this process; None for no maximum.
     """
 

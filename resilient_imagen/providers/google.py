@@ -124,7 +124,7 @@ class GoogleProvider(SdkProvider):
                 ),
             )
         except ImportError:
-            # The SDK imports httpx if the variable says so, before it looks at the client.
+            # The SDK imports httpx if the variable requests it, before it checks for the client.
             raise ConfigurationError(
                 f"{self.name}: GOOGLE_GENAI_HTTP_CLIENT names a package that is not installed; "
                 "unset it, as requests are sent by httpx2 in any case"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["VertexProvider", "vertex_address"]
 
 _STAND_IN: Final = "hidden"
-"""Stands for the project in the addresses that the SDK, HTTP clients and instrumentations see, as
+"""Replaces the project in the addresses that the SDK, HTTP clients and instrumentations see, as
 they log them."""
 
 

@@ -259,7 +259,7 @@ class RouteFallback(Event):
 
 @_event
 class AccountChanged(Event):
-    """A call goes on with another account of the same step, which is not a fallback."""
+    """A call continues with another account of the same step, which is not a fallback."""
 
     from_route: str
     to_route: str

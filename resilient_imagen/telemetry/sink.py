@@ -14,8 +14,8 @@ class EventSink(Protocol):
     """A receiver of events.
 
     A sink with an attribute ``inline`` that is true is called in the caller's task, before the call
-    goes on, so it must be quick. Any other is called from one background thread, in order, with the
-    caller's context variables: no call waits for it, and events beyond its queue are dropped.
+    continues, so it must be quick. Any other is called from one background thread, in order, with
+    the caller's context variables: no call waits for it, and events beyond its queue are dropped.
     """
 
     def handle(self, event: Event) -> None:

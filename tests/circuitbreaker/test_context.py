@@ -377,7 +377,7 @@ def test_cancelling_a_probe_at_every_await_frees_its_place() -> None:
 
 
 def test_cancelling_a_waiter_at_every_await_leaves_nothing_behind() -> None:
-    """A caller that waits for a probe may be cancelled at any await; the probe goes on."""
+    """A caller that waits for a probe may be cancelled at any await; the probe continues."""
 
     async def scenario() -> int:
         step = 1

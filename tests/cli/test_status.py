@@ -91,7 +91,7 @@ def test_fleets_and_accounts_are_distinguished(server: RedisServer, tmp_path: Pa
 
 
 def test_a_redis_without_a_fleet_is_reported(server: RedisServer, tmp_path: Path) -> None:
-    """If nothing was shared yet, the command says so and succeeds."""
+    """If nothing was shared yet, the command prints this and succeeds."""
     shown = run("status", "--redis-url", server.url, cwd=tmp_path)
     assert shown.returncode == 0
     assert "No process has shared anything" in shown.stdout

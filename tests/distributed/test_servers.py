@@ -91,7 +91,7 @@ def test_a_cluster_of_one_shard_is_shared() -> None:
 
 
 def test_a_cluster_of_two_shards_is_an_error_at_the_start() -> None:
-    """A node serves only the keys of its own slots, and the error says so."""
+    """A node serves only the keys of its own slots, and the error states this."""
     with cluster(2) as (node, _):
         scenario = LoopScenario(node.url)
         run_loop_scenario(scenario.refuses("it is one node of a cluster"))

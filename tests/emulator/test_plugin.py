@@ -128,7 +128,7 @@ MISLEADING = {
     "ALL_PROXY": "http://127.0.0.1:9",
     "NO_PROXY": "internal.example",
 }
-"""Each would lead a call away from the emulator, or make it fail; nobody listens on that port."""
+"""Each would direct a call to another server, or make it fail; no server listens on that port."""
 
 MISLED_TEST = """
 import asyncio, os

@@ -208,7 +208,7 @@ def test_serve_runs_until_cancelled() -> None:
     asyncio.run(main())
 
 
-# -- what is too large, and who is too slow -------------------------------------------------------
+# -- large requests and slow clients -----------------------------------------------------------
 
 PATHS = pytest.mark.parametrize(
     ("path", "words"),

@@ -325,7 +325,7 @@ def test_a_probe_that_fails_within_three_seconds_causes_no_overlap() -> None:
 
 
 def test_a_probe_that_fails_after_its_hedge_leaves_the_hedge_running() -> None:
-    """After the probe fails, its hedge goes on; each route gets one request."""
+    """After the probe fails, its hedge continues; each route gets one request."""
 
     async def scene(scenario: OverlapScenario) -> None:
         await scenario.make_probe_due()

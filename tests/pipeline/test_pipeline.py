@@ -411,7 +411,7 @@ def test_the_deadline_holds_to_the_moment() -> None:
 
 
 def test_a_caller_does_not_join_a_queue_that_uses_up_the_reserve() -> None:
-    """A caller with a 30 s deadline does not queue 42 s for Google but goes on."""
+    """A caller with a 30 s deadline does not queue 42 s for Google, but falls back."""
 
     async def scene(scenario: PipelineScenario) -> None:
         results = await asyncio.gather(*(scenario.ask(deadline=30) for _ in range(8)))

@@ -172,7 +172,7 @@ def test_a_fallback_that_is_due_in_time_gets_its_reserve() -> None:
 
 
 def test_a_call_does_not_back_off_for_a_retry_that_would_be_late() -> None:
-    """With eight queued callers a retry would be late, so the call goes on at once."""
+    """With eight queued callers a retry would be late, so the call falls back at once."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503, times=1)

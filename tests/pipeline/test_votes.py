@@ -261,7 +261,7 @@ def test_a_probe_returned_from_the_queue_casts_no_vote() -> None:
 
 
 def test_a_back_off_ends_the_moment_the_route_opens() -> None:
-    """A caller that backs off goes on at the moment at which the route opens."""
+    """A caller that backs off continues at the moment at which the route opens."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503)
@@ -294,7 +294,7 @@ def test_a_waiting_caller_is_served_right_after_the_probes_success() -> None:
 
 
 def test_a_caller_does_not_queue_at_a_route_that_has_opened() -> None:
-    """If the route opens while a call is prepared, the call goes on without queueing."""
+    """If the route opens while a call is prepared, the call falls back without queueing."""
 
     class Slow(FakeProvider):
         async def warm_up(self) -> None:
