@@ -38,19 +38,19 @@ def measure(peers: str | None, *, quick: bool) -> dict[str, Rows]:
     """Return the rows of each table; progress goes to stderr."""
     rounds, calls, variants = (1, 100, 1) if quick else (5, 400, len(outage.SEEDS))
 
-    def commands(kind: str) -> dict[str, list[str]]:
+    def others(kind: str, count: int) -> dict[str, list[str]]:
         script = str(HERE / "peers.py")
-        return {peer: [peers, script, kind, peer] for peer in PEERS} if peers else {}
+        return {peer: [peers, script, kind, peer, str(count)] for peer in PEERS} if peers else {}
 
     def report(what: str) -> None:
         print(f"measuring {what} ...", file=sys.stderr)
 
     report("calls")
-    costs = call_cost.measure(rounds, calls, commands("cost"))
+    costs = call_cost.measure(rounds, calls, others("cost", calls))
     report("images")
     loads = images.measure(rounds)
     report("outages, on virtual time")
-    cases = outage.measure(variants, commands("outage"))
+    cases = outage.measure(variants, others("outage", variants))
     return {"Calls": rows(costs, call_cost.TITLES), "Images": loads, "Outages": cases}
 
 

@@ -45,9 +45,6 @@ TITLES = {
 }
 GOOGLE, OPENAI = "gemini-3-pro-image", "gpt-image-2.5-flare"
 REQUEST = ImageRequest("a lighthouse")
-SETTINGS = {"ipm": 1_000_000, "burst": 1_000_000, "max_retries": 0,
-            "breaker_fail_max": 10**9, "breaker_min_calls": 10**9}  # fmt: skip
-"""No limit is reached, nothing is retried, and the breaker never opens."""
 
 
 def google() -> FakeProvider:
@@ -55,7 +52,11 @@ def google() -> FakeProvider:
 
 
 def settings(routes: str = f"google:{GOOGLE}") -> Settings:
-    return Settings.model_validate({**SETTINGS, "routes": routes})
+    """Return settings without limits and retries, by which the breaker never opens."""
+    return Settings(
+        routes=routes, ipm=1_000_000, burst=1_000_000, max_retries=0,
+        breaker_fail_max=10**9, breaker_min_calls=10**9,
+    )  # fmt: skip
 
 
 async def unchecked(_: ImageFitter, __: ImageRequest, answer: ProviderResult) -> FittedImage:
@@ -162,10 +163,10 @@ def measure(rounds: int, calls: int, peers: Mapping[str, Sequence[str]]) -> dict
     Args:
         rounds: Number of rounds.
         calls: Calls in each stretch.
-        peers: Commands that print ``ok`` and ``fallback`` of other libraries for ``calls``.
+        peers: Commands that print ``ok`` and ``fallback`` of other libraries.
     """
-    commands = {kind: [sys.executable, __file__, kind] for kind in KINDS} | dict(peers)
-    found = medians({name: [*each, str(calls)] for name, each in commands.items()}, rounds)
+    own = {kind: [sys.executable, __file__, kind, str(calls)] for kind in KINDS}
+    found = medians({**own, **peers}, rounds)
     ours = {key: value for kind in KINDS for key, value in found.pop(kind).items()}
     return {OURS: ours, **found}
 

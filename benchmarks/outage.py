@@ -319,7 +319,7 @@ def measure(variants: int, peers: Mapping[str, Sequence[str]]) -> Rows:
         titles = {"mean": f"{case.title}: time to an image, s",
                   "wasted": f"{case.title}: wasted requests"}  # fmt: skip
         if case is PLAIN:
-            found |= medians({name: [*each, str(variants)] for name, each in peers.items()}, 1)
+            found |= medians(peers, 1)
             titles["recovery"] = f"{case.title}: from its end to the first image by Google, s"
         made |= rows({name: shown(each) for name, each in found.items()}, titles)
     return made

@@ -10,6 +10,8 @@ library decides when to send a request to which vendor; the responses are simula
 time.
 """
 
+from __future__ import annotations
+
 import asyncio
 import json
 import logging
@@ -19,13 +21,10 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from stopwatch import Figures, best
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 if TYPE_CHECKING:
     from outage import Case, Serve, Vendors
@@ -150,7 +149,7 @@ async def cost(name: str, calls: int) -> Figures:
     return {"ok": await added(up), "fallback": await added(down)}
 
 
-def design(name: str, vendors: "Vendors", _: "Case") -> "Serve":
+def design(name: str, vendors: Vendors, _: Case) -> Serve:
     """Return a library as a design."""
     from outage import LOST
 
