@@ -24,7 +24,7 @@ try:
     import images
     import outage
     import outage_picture
-    from table import Rows, markdown, rows
+    from table import Rows, markdown, result_rows
 except ModuleNotFoundError as missing:
     sys.exit(f"benchmarks: {missing.name} is not installed; pip install -e '.[dev]' brings all")
 
@@ -51,7 +51,7 @@ def measure(peers: str | None, *, quick: bool) -> dict[str, Rows]:
     loads = images.measure(rounds)
     report("outages, on virtual time")
     cases = outage.measure(variants, others("outage", variants))
-    return {"Calls": rows(costs, call_cost.TITLES), "Images": loads, "Outages": cases}
+    return {"Calls": result_rows(costs, call_cost.TITLES), "Images": loads, "Outages": cases}
 
 
 def description(peers: str | None, *, quick: bool) -> str:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from stopwatch import Figures, medians
-from table import Rows, markdown, rows
+from table import Rows, markdown, result_rows
 
 References = list[dict[str, str]]
 Make = Callable[[str, References], Awaitable[object]]
@@ -188,7 +188,7 @@ DESIGNS = {"bare": bare, "ours": ours}
 # -- measuring -------------------------------------------------------------------------------------
 
 
-async def probe(make: Make, load: Load, given: References) -> Figures:
+async def resource_probe(make: Make, load: Load, given: References) -> Figures:
     """Return time and CPU per image, the longest stall of the loop, and memory.
 
     A small image comes first: it pays for the connection and for lazy imports (``first_s``, CPU
@@ -246,7 +246,8 @@ async def child(design: str, name: str, google_url: str, openai_url: str, file: 
     """Measure one design in this process, and print its figures."""
     load = LOADS[name]
     given = json.loads(await asyncio.to_thread(Path(file).read_text)) if load.references else []
-    print(json.dumps(await probe(DESIGNS[design](load, google_url, openai_url), load, given)))
+    make = DESIGNS[design](load, google_url, openai_url)
+    print(json.dumps(await resource_probe(make, load, given)))
 
 
 def measure(rounds: int) -> Rows:
@@ -256,7 +257,7 @@ def measure(rounds: int) -> Rows:
         for name, load in LOADS.items():
             commands = {each: [sys.executable, __file__, each, name, *given] for each in DESIGNS}
             titles = {figure: f"{load.title}: {FIGURES[figure]}" for figure in load.figures}
-            made |= rows(medians(commands, rounds), titles)
+            made |= result_rows(medians(commands, rounds), titles)
     return made
 
 

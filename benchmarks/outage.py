@@ -25,12 +25,12 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import nan
+from math import inf, nan
 from statistics import fmean
 from typing import Any
 
 from stopwatch import Figures, medians
-from table import Rows, markdown, rows
+from table import Rows, markdown, result_rows
 
 from resilient_imagen.effective_settings import settings_from
 from resilient_imagen.reasons import Reason
@@ -286,12 +286,12 @@ def figures(case: Case, result: SimulationResult, seed: int) -> Figures:
     ]
     served = [result.seconds[call] for call in asked if result.served[call] != LOST]
     good = [each.at for each in result.sent if each.route == GOOGLE and not is_wasted(result, each)]
-    back = [min(at for at in good if at >= span.end - 1e-6) - span.end for span in spans]
+    back = [min((at for at in good if at >= span.end - 1e-6), default=inf) for span in spans]
     return {
         "served": len(served) / len(asked),
         "mean": fmean(served) if served else nan,
         "wasted": sum(is_wasted(result, each) for each in result.sent),
-        "recovery": fmean(back),
+        "recovery": fmean(at - span.end for at, span in zip(back, spans, strict=True)),
     }
 
 
@@ -316,12 +316,14 @@ def measure(variants: int, peers: Mapping[str, Sequence[str]]) -> Rows:
     made: Rows = {}
     for case in CASES:
         found = {name: means(case, run, variants) for name, run in DESIGNS.items()}
-        titles = {"mean": f"{case.title}: time to an image, s",
-                  "wasted": f"{case.title}: wasted requests"}  # fmt: skip
+        titles = {
+            "mean": f"{case.title}: time to an image, s",
+            "wasted": f"{case.title}: wasted requests",
+        }
         if case is PLAIN:
             found |= medians(peers, 1)
             titles["recovery"] = f"{case.title}: from its end to the first image by Google, s"
-        made |= rows({name: shown(each) for name, each in found.items()}, titles)
+        made |= result_rows({name: shown(each) for name, each in found.items()}, titles)
     return made
 
 

@@ -23,7 +23,7 @@ Rows = dict[str, Cells]
 """Cells by the title of a row; less is better."""
 
 
-def rows(found: Mapping[str, Mapping[str, float | str]], titles: Mapping[str, str]) -> Rows:
+def result_rows(found: Mapping[str, Mapping[str, float | str]], titles: Mapping[str, str]) -> Rows:
     """Return a row for each title, from figures by design; a design may lack some of them."""
     return {
         title: {design: each[figure] for design, each in found.items() if figure in each}
