@@ -23,10 +23,10 @@ from independent_worlds import COSTS, World, worlds
 from resilient_imagen import Reason, Settings
 from resilient_imagen.tuning import Recording
 from resilient_imagen.tuning.engine import run_simulation
+from resilient_imagen.tuning.gather import gather
 from resilient_imagen.tuning.import_logs import read_rows
 from resilient_imagen.tuning.outcome_model import Incident, SimulatedOutcome, SimulatedRequest
 from resilient_imagen.tuning.prediction import DRAWS, Estimate, predict
-from resilient_imagen.tuning.recording import gather
 from resilient_imagen.tuning.run_metrics import measure
 
 __all__ = ["OTHERS", "Case", "cases", "coverage", "error", "exact", "record"]
@@ -119,7 +119,8 @@ class _Known:
 
 def exact(world: World, settings: Mapping[str, Any]) -> int:
     """Return the wasted requests of the pipeline that has the true outcome of every request."""
-    return measure(run_simulation(Settings(**settings), _Known(world), world.arrivals()), ()).doomed
+    run = run_simulation(Settings(**settings), _Known(world), world.arrivals())
+    return measure(run, ()).wasted_requests
 
 
 def main() -> None:

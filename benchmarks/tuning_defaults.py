@@ -39,9 +39,10 @@ from resilient_imagen.tuning import (
     sweep,
     waves,
 )
+from resilient_imagen.tuning.gather import gather
 from resilient_imagen.tuning.recommendation import score
-from resilient_imagen.tuning.recording import Row, gather
-from resilient_imagen.tuning.report_text import advice_line, cells, columns, metric_rows, shown
+from resilient_imagen.tuning.report_text import advice_line, metric_rows
+from resilient_imagen.tuning.rows import Row
 from resilient_imagen.tuning.simulation import play
 
 HOUR, MINUTE = 3600.0, 60.0
@@ -74,7 +75,7 @@ REPORTED = Scenario(
         "google": Service(latency=LatencyDistribution(19.0, 45.0), blips=0.01),
         "openai": Service(latency=LatencyDistribution(23.0, 40.0)),
     },
-    troubles=(*day(0.0), *day(24.6)),
+    outages=(*day(0.0), *day(24.6)),
 )
 USUAL = settings_from({})
 
@@ -95,9 +96,9 @@ def main() -> None:
     print(f"\n{'':20}" + "".join(f"{name:>28}" for name in measures))
     for title, *values in metric_rows(measures):
         print(f"{title:20}" + "".join(f"{value:>28}" for value in values))
-    print(f"\n{'first replay':12}" + "".join(f"{name:>16}" for name in columns(USUAL.routes)))
-    for name, trial in shown(found).items():
-        print(f"{name:12}" + "".join(f"{cell:>16}" for cell in cells(trial.whole)))
+    openings = {"defaults": found.today, **{str(o): a.trial for o, a in found.advice.items()}}
+    for name, trial in openings.items():
+        print(f"{name}: {trial.whole.false_openings} openings outside all incidents")
     for objective, advice in found.advice.items():
         print(f"\n{objective}: {advice_line(advice)}")
         print("\n".join(advice.trial.knobs.env_lines(found.today.knobs)))

@@ -26,7 +26,8 @@ from resilient_imagen.tuning import (
     sweep,
     waves,
 )
-from resilient_imagen.tuning.recording import Row, gather
+from resilient_imagen.tuning.gather import gather
+from resilient_imagen.tuning.rows import Row
 from resilient_imagen.tuning.simulation import play
 
 HOUR = 3600.0
@@ -37,7 +38,7 @@ A_DAY = Scenario(
         "google": Service(latency=LatencyDistribution(19.0, 35.0), blips=0.01),
         "openai": Service(latency=LatencyDistribution(21.0, 32.0)),
     },
-    troubles=(
+    outages=(
         Outage(start=3 * HOUR, duration=2700),
         *waves(Outage(start=10 * HOUR, duration=300), every=HOUR, times=3),
         Outage(start=18 * HOUR, duration=1200, reason=Reason.TIMEOUT),

@@ -14,7 +14,8 @@ from resilient_imagen.cli.command_errors import CommandError, system_words
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from resilient_imagen.tuning.recording import Recording, Row
+    from resilient_imagen.tuning.recording import Recording
+    from resilient_imagen.tuning.rows import Row
 
 __all__ = [
     "FromJaeger",
@@ -66,8 +67,9 @@ def recorded(
         CommandError: It cannot be used, or the command line does not name one.
     """
     from resilient_imagen.cli.files import check_target, writing
+    from resilient_imagen.tuning.gather import gather
     from resilient_imagen.tuning.load import kept, refused, rows_of_file
-    from resilient_imagen.tuning.recording import RecordingError, gather
+    from resilient_imagen.tuning.rows import RecordingError
 
     if bool(source) == bool(jaeger):
         raise CommandError("name a recording, or --jaeger and --service")

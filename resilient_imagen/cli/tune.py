@@ -111,7 +111,7 @@ def _recommend(
         if html is not None and not stopped():
             from resilient_imagen.tuning.report_html import page
 
-            _write(html, page(found, used.recording, used.settings))
+            _write(html, page(found, used))
             echo(f"report: {html}", err=True)
         if stopped():
             warn(f"stopped after {len(found.trials)} of {found.wanted} settings")
@@ -242,10 +242,11 @@ def _write(path: Path, text: str) -> None:
 
 def _show(found: Sweep, used: SettingsInEffect) -> None:
     from resilient_imagen.tuning import report_text
+    from resilient_imagen.tuning.headline import headline
     from resilient_imagen.tuning.recommendation import Objective
 
     console = Console()
-    console.print(report_text.verdict(found))
+    console.print(headline(found))
     for line in (*used.notes, *report_text.seen_line(used.recording)):
         console.print(line)
     for line in report_text.set_aside(used.settings):
@@ -255,9 +256,9 @@ def _show(found: Sweep, used: SettingsInEffect) -> None:
     for line in report_text.limit_lines(found):
         console.print(line)
     agreed = found.agreed is not None
-    for leaning in Objective:
-        advice = found.advice[leaning]
-        echo(f"\n# {leaning}: {report_text.advice_line(advice)}")
+    for objective in Objective:
+        advice = found.advice[objective]
+        echo(f"\n# {objective}: {report_text.advice_line(advice)}")
         if advice.recommended and not agreed:
             _show_lines(found, advice)
     if agreed:
@@ -268,7 +269,7 @@ def _show(found: Sweep, used: SettingsInEffect) -> None:
 def _show_lines(found: Sweep, advice: Recommendation) -> None:
     from resilient_imagen.tuning import report_text
 
-    echo(f"# {report_text.rest_line(found, advice.leaning)}")
+    echo(f"# {report_text.rest_line(found, advice.objective)}")
     for part in advice.contributions:
         echo(f"{part.variable}={part.value}")
         echo(f"#   without this line {part.gain:.1%} of the score is lost")
@@ -316,5 +317,5 @@ def _show_table(console: Console, columns: Mapping[str, Metrics]) -> None:
 def _show_fidelity(console: Console, fidelity: Fidelity, used: SettingsInEffect) -> None:
     from resilient_imagen.tuning.report_text import fidelity_lines
 
-    for line in fidelity_lines(fidelity, recorded=used.recorded):
+    for line in fidelity_lines(fidelity, used.source):
         console.print(line)

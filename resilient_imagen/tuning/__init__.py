@@ -10,9 +10,10 @@ from resilient_imagen.tuning.load import load
 from resilient_imagen.tuning.prediction import Estimate
 from resilient_imagen.tuning.recommendation import Evaluation, Objective, Recommendation
 from resilient_imagen.tuning.recorder import Recorder
-from resilient_imagen.tuning.recording import Recording, RecordingError
+from resilient_imagen.tuning.recording import Recording
 from resilient_imagen.tuning.replay import replay
 from resilient_imagen.tuning.result import Metrics
+from resilient_imagen.tuning.rows import RecordingError
 from resilient_imagen.tuning.run_metrics import Measures
 from resilient_imagen.tuning.scenario import (
     LatencyDistribution,

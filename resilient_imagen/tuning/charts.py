@@ -198,9 +198,9 @@ class _Scale(NamedTuple):
 
 
 _SECONDS: Final = _Scale("seconds a call, on average", mean_with_missed, 1.0)
-_DOLLARS: Final = _Scale("dollars an image", lambda each: each.usd_per_image, 0.004)
-_SHARE: Final = _Scale("% of images by {first}", lambda each: each.first_share, 0.02, 100)
-_WASTED: Final = _Scale("wasted requests", lambda each: each.doomed, 6.0)
+_DOLLARS: Final = _Scale("dollars an image", lambda each: each.cost_usd_per_image, 0.004)
+_SHARE: Final = _Scale("% of images by {first}", lambda each: each.primary_share, 0.02, 100)
+_WASTED: Final = _Scale("wasted requests", lambda each: each.wasted_requests, 6.0)
 _PAIRS: Final = ((_SHARE, _WASTED), (_SECONDS, _DOLLARS))
 
 
@@ -221,8 +221,8 @@ def trade_off(sweep: Sweep, named: Mapping[str, Evaluation], first: str) -> str:
 def _traded(
     sweep: Sweep, named: Mapping[str, Evaluation], first: str, across: _Scale, along: _Scale
 ) -> str:
-    most = sweep.today.whole.failed
-    deciding = [*named.values(), *(each for each in sweep.front if each.whole.failed <= most)]
+    most = sweep.today.whole.lost_calls
+    deciding = [*named.values(), *(each for each in sweep.front if each.whole.lost_calls <= most)]
     x, y = (_around([one.value(each.whole) for each in deciding], one) for one in (across, along))
     on_front = {each.knobs for each in sweep.front}
     dots: list[str] = []

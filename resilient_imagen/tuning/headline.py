@@ -49,7 +49,7 @@ def headline(sweep: Sweep) -> str:
             f"Keep your settings: of {len(sweep.trials)} that were tried, none is clearly better."
         )
     if sweep.agreed is None:
-        return "Better settings exist, and which ones depends on your aim: choose one below."
+        return "Better settings exist; which ones depends on your aim."
     return trade(sweep, max(sweep.recommended.values(), key=lambda each: each.gain.value))
 
 

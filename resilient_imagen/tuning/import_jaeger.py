@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.redaction import redact
 from resilient_imagen.tuning.import_otlp import rows_of_jaeger, rows_of_otlp
-from resilient_imagen.tuning.recording import MALFORMED, RecordingError, checked
+from resilient_imagen.tuning.rows import MALFORMED, RecordingError, checked
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import httpx2
 
-    from resilient_imagen.tuning.recording import Row
+    from resilient_imagen.tuning.rows import Row
 
 __all__ = ["rows_of_service"]
 

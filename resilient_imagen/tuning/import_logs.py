@@ -13,7 +13,7 @@ from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry import names
 from resilient_imagen.tuning.import_otlp import rows_of_jaeger, rows_of_otlp
 from resilient_imagen.tuning.log_parsing import parsed
-from resilient_imagen.tuning.recording import (
+from resilient_imagen.tuning.rows import (
     MALFORMED,
     Asked,
     Attempted,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from typing import IO
 
-    from resilient_imagen.tuning.recording import Row
+    from resilient_imagen.tuning.rows import Row
 
 __all__ = ["FOREIGN", "SKIPPED", "UNCLEAR", "bounded", "read_rows"]
 

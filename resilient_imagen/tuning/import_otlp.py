@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry import names
-from resilient_imagen.tuning.recording import (
+from resilient_imagen.tuning.rows import (
     Asked,
     Attempted,
     Configured,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Iterator, Mapping
 
-    from resilient_imagen.tuning.recording import Row
+    from resilient_imagen.tuning.rows import Row
 
 __all__ = ["OTHERS", "rows_of_jaeger", "rows_of_otlp"]
 

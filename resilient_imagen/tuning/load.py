@@ -10,14 +10,16 @@ from collections import Counter
 from contextlib import ExitStack, contextmanager
 from typing import IO, TYPE_CHECKING, Final, cast
 
+from resilient_imagen.tuning.gather import gather
 from resilient_imagen.tuning.import_logs import SKIPPED, bounded, read_rows
-from resilient_imagen.tuning.recording import RecordingError, gather, to_json
+from resilient_imagen.tuning.rows import RecordingError, to_json
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator
 
-    from resilient_imagen.tuning.recording import Recording, Row
+    from resilient_imagen.tuning.recording import Recording
+    from resilient_imagen.tuning.rows import Row
 
 __all__ = ["kept", "load", "refused", "rows_of_file"]
 

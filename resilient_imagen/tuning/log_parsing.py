@@ -7,7 +7,7 @@ import re
 from typing import Any, Final
 
 from resilient_imagen.telemetry import names
-from resilient_imagen.tuning.recording import RecordingError
+from resilient_imagen.tuning.rows import RecordingError
 
 __all__ = ["parsed"]
 

@@ -54,11 +54,11 @@ MEASURES: Final[Mapping[str, Callable[[Measures], float]]] = {
     "mean_s": lambda each: each.mean_s,
     "p50_s": lambda each: each.p50_s,
     "p95_s": lambda each: each.p95_s,
-    "primary_share": lambda each: each.first_share,
-    "fallback_share": lambda each: 1.0 - each.first_share if each.images else 0.0,
-    "wasted_requests": lambda each: each.doomed,
-    "cost_usd_per_image": lambda each: each.usd_per_image,
-    "lost_calls": lambda each: each.failed,
+    "primary_share": lambda each: each.primary_share,
+    "fallback_share": lambda each: 1.0 - each.primary_share if each.images else 0.0,
+    "wasted_requests": lambda each: each.wasted_requests,
+    "cost_usd_per_image": lambda each: each.cost_usd_per_image,
+    "lost_calls": lambda each: each.lost_calls,
 }
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LEAST_GAIN",
     "MISSED",
+    "WANTS",
     "Contribution",
     "Evaluation",
     "Objective",
@@ -40,7 +41,7 @@ LEAST_GAIN: Final = 0.01
 
 _SLOWER: Final = 1.25
 """Maximum factor on the present p95 for the objectives ``cheap`` and ``stay``."""
-_MOST_UNSEEN: Final = 0.25
+_MAX_EXTRAPOLATED: Final = 0.25
 """Maximum share of requests with assumed outcomes for a recommended setting."""
 _S_PER_WASTED: Final = 1.0
 """Seconds that a wasted request counts: it takes a place in the pace, and may be billed."""
@@ -85,7 +86,7 @@ class Contribution:
 class Recommendation:
     """The recommendation for one objective."""
 
-    leaning: Objective
+    objective: Objective
     trial: Evaluation
     """The best setting that was found; the present one if none is better."""
     metrics: Metrics
@@ -112,12 +113,12 @@ class Recommendation:
 
 def mean_with_missed(measures: Measures) -> float:
     """Return the average seconds of a call, with `MISSED` for calls without an image."""
-    spent = measures.mean_s * measures.images + measures.lost_s + MISSED * measures.failed
+    spent = measures.mean_s * measures.images + measures.lost_s + MISSED * measures.lost_calls
     return spent / max(1, measures.calls)
 
 
 def _wasted(measures: Measures) -> float:
-    return measures.doomed / max(1, measures.calls)
+    return measures.wasted_requests / max(1, measures.calls)
 
 
 def _fast(measures: Measures) -> float:
@@ -126,13 +127,13 @@ def _fast(measures: Measures) -> float:
 
 
 def _usd(measures: Measures) -> float:
-    spent = measures.usd_per_image * (1.0 + measures.failed / max(1, measures.calls))
+    spent = measures.cost_usd_per_image * (1.0 + measures.lost_calls / max(1, measures.calls))
     return spent + _USD_PER_WASTED * _wasted(measures)
 
 
 def _strayed(measures: Measures) -> float:
     """Return the share of the calls that the first route did not serve."""
-    served = measures.first_share * measures.images
+    served = measures.primary_share * measures.images
     strayed = 1.0 - served / max(1, measures.calls)
     return strayed + _STRAYED_PER_WASTED * _wasted(measures)
 
@@ -145,14 +146,14 @@ _SCORES: Final[Mapping[Objective, tuple[Callable[[Measures], float], float]]] = 
 """The score to minimize, and the relative difference that is too small to change a setting."""
 
 
-def score(measures: Measures, leaning: Objective) -> float:
+def score(measures: Measures, objective: Objective) -> float:
     """Return the score for an objective; lower is better."""
-    return _SCORES[leaning][0](measures)
+    return _SCORES[objective][0](measures)
 
 
 def choose(
     trials: Sequence[Evaluation],
-    leaning: Objective,
+    objective: Objective,
     today: Evaluation,
     part: Callable[[Evaluation], Measures] = attrgetter("whole"),
 ) -> Evaluation:
@@ -163,8 +164,8 @@ def choose(
     quarter longer.
     """
     now = part(today)
-    allowed = [trial for trial in trials if is_allowed(part(trial), now, leaning)]
-    value, tolerance = _SCORES[leaning]
+    allowed = [trial for trial in trials if is_allowed(part(trial), now, objective)]
+    value, tolerance = _SCORES[objective]
     best = min((value(part(trial)) for trial in allowed), default=value(now))
     good = [trial for trial in allowed if value(part(trial)) <= best * (1 + tolerance) + 1e-12]
     if not good:
@@ -179,44 +180,44 @@ def choose(
     )
 
 
-def is_allowed(measures: Measures, now: Measures, leaning: Objective) -> bool:
+def is_allowed(measures: Measures, now: Measures, objective: Objective) -> bool:
     """Return whether a setting keeps the limits that the present measures set."""
     return (
-        measures.failed <= now.failed
-        and measures.unseen <= max(_MOST_UNSEEN, now.unseen)
-        and (leaning is Objective.FAST or measures.p95_s <= now.p95_s * _SLOWER)
+        measures.lost_calls <= now.lost_calls
+        and measures.extrapolated_share <= max(_MAX_EXTRAPOLATED, now.extrapolated_share)
+        and (objective is Objective.FAST or measures.p95_s <= now.p95_s * _SLOWER)
     )
 
 
-def nearly_equal(trial: Evaluation, other: Evaluation, leaning: Objective) -> bool:
+def nearly_equal(trial: Evaluation, other: Evaluation, objective: Objective) -> bool:
     """Return whether a setting is as good as another one, or better."""
-    value, tolerance = _SCORES[leaning]
+    value, tolerance = _SCORES[objective]
     return (
         value(trial.whole) <= value(other.whole) * (1 + tolerance) + 1e-12
-        and trial.whole.failed <= other.whole.failed
+        and trial.whole.lost_calls <= other.whole.lost_calls
     )
 
 
-def gain_of(new: Measures, old: Measures, leaning: Objective) -> float:
+def gain_of(new: Measures, old: Measures, objective: Objective) -> float:
     """Return the relative improvement of the score."""
-    before = score(old, leaning)
-    return (before - score(new, leaning)) / before if before else 0.0
+    before = score(old, objective)
+    return (before - score(new, objective)) / before if before else 0.0
 
 
 def gain_on_draws(
-    new: Sequence[Evaluation], old: Sequence[Evaluation], leaning: Objective
+    new: Sequence[Evaluation], old: Sequence[Evaluation], objective: Objective
 ) -> Estimate:
     """Return the improvement over several draws, each under both settings."""
     pairs = zip(new, old, strict=True)
-    return estimate([gain_of(each.whole, before.whole, leaning) for each, before in pairs])
+    return estimate([gain_of(each.whole, before.whole, objective) for each, before in pairs])
 
 
-def held_out_gain(trials: Sequence[Evaluation], leaning: Objective, today: Evaluation) -> float:
+def held_out_gain(trials: Sequence[Evaluation], objective: Objective, today: Evaluation) -> float:
     """Return the average improvement on the part of the calls that was not used to choose."""
     gains = []
     for learnt, judged in ((_first, _second), (_second, _first)):
-        half = choose(trials, leaning, today, learnt)
-        gains.append(gain_of(judged(half), judged(today), leaning))
+        half = choose(trials, objective, today, learnt)
+        gains.append(gain_of(judged(half), judged(today), objective))
     return sum(gains) / len(gains)
 
 
@@ -228,23 +229,24 @@ def _second(trial: Evaluation) -> Measures:
     return trial.halves[1]
 
 
-_WANTS: Final[Mapping[Objective, str]] = {
+WANTS: Final[Mapping[Objective, str]] = {
     Objective.FAST: "seconds a call",
     Objective.CHEAP: "dollars an image",
     Objective.STAY: "calls that leave the first route",
 }
+"""What each objective has less of."""
 
 
-def judge(leaning: Objective, gain: Estimate, held_out: float, *, changed: bool) -> str:
+def judge(objective: Objective, gain: Estimate, held_out: float, *, changed: bool) -> str:
     """Return a sentence on why a setting is not recommended; empty if it is.
 
     Args:
-        leaning: The objective.
+        objective: The objective.
         gain: The improvement over the present settings.
         held_out: The improvement on calls that were not used to choose.
         changed: Whether the setting differs from the present one.
     """
-    wants = _WANTS[leaning]
+    wants = WANTS[objective]
     if not changed or gain.value <= 0:
         return "none that was tried is better."
     if gain.value < LEAST_GAIN:
@@ -265,7 +267,7 @@ def judge(leaning: Objective, gain: Estimate, held_out: float, *, changed: bool)
 def front(trials: Sequence[Evaluation]) -> list[Evaluation]:
     """Return the Pareto front by seconds, dollars and the first route's share."""
     points = [
-        (trial, tuple(score(trial.whole, leaning) for leaning in Objective)) for trial in trials
+        (trial, tuple(score(trial.whole, objective) for objective in Objective)) for trial in trials
     ]
     return [
         trial

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from resilient_imagen.effective_settings import as_text
 from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry import events
-from resilient_imagen.tuning.recording import Asked, Attempted, Configured, Rejected
+from resilient_imagen.tuning.rows import Asked, Attempted, Configured, Rejected
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resilient_imagen.tuning.recording import Row
+    from resilient_imagen.tuning.rows import Row
 
 __all__ = ["Recorder"]
 

@@ -22,6 +22,7 @@ from resilient_imagen.tuning.report_text import (
     rest_line,
     seen_line,
     set_aside,
+    source_line,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from resilient_imagen.tuning.prediction import Estimate
     from resilient_imagen.tuning.recommendation import Evaluation, Recommendation
     from resilient_imagen.tuning.recording import Recording
+    from resilient_imagen.tuning.settings_in_effect import SettingsInEffect, SettingsSource
     from resilient_imagen.tuning.sweep import Sweep
     from resilient_imagen.tuning.tunable_settings import TunableSettings
 
@@ -84,16 +86,15 @@ _DOTS: Final = (
 )  # fmt: skip
 
 
-def page(sweep: Sweep, recording: Recording, settings: Settings) -> str:
+def page(sweep: Sweep, used: SettingsInEffect) -> str:
     """Return the report as HTML.
 
     Args:
         sweep: The sweep.
-        recording: The recording of the sweep.
-        settings: The present settings.
+        used: Its recording, and the settings under which it was made.
     """
     style = files("resilient_imagen.tuning").joinpath("report.css").read_text(encoding="utf-8")
-    body = "\n".join(_body(sweep, recording, settings))
+    body = "\n".join(_body(sweep, used))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -103,11 +104,11 @@ def page(sweep: Sweep, recording: Recording, settings: Settings) -> str:
     )
 
 
-def _body(sweep: Sweep, recording: Recording, settings: Settings) -> Iterator[str]:
-    chosen = _chosen(sweep)
+def _body(sweep: Sweep, used: SettingsInEffect) -> Iterator[str]:
+    recording, settings, chosen = used.recording, used.settings, _chosen(sweep)
     yield from _verdict(sweep, recording, chosen)
     if not sweep.fidelity.matches:
-        yield from _what_to_do(sweep, recording)
+        yield from _what_to_do(sweep, used.source)
     yield from _lines(sweep, chosen)
     for line in limit_lines(sweep):
         yield f"<p>{escape(line)}</p>"
@@ -124,14 +125,14 @@ def _body(sweep: Sweep, recording: Recording, settings: Settings) -> Iterator[st
         marked |= {name: advice.trial for name, advice in chosen.items()}
         yield f'<div class="trades">{trade_off(sweep, marked, first_route(sweep))}</div>'
         yield "<h2>Each objective</h2>"
-        for leaning in Objective:
-            advice = sweep.advice[leaning]
-            yield f"<p><b>{_AIMS[leaning]}.</b> {escape(_sentence(advice_line(advice)))}"
+        for objective in Objective:
+            advice = sweep.advice[objective]
+            yield f"<p><b>{_AIMS[objective]}.</b> {escape(_sentence(advice_line(advice)))}"
             if advice.recommended:
-                yield f' <span class="note">{escape(rest_line(sweep, leaning))}</span>'
+                yield f' <span class="note">{escape(rest_line(sweep, objective))}</span>'
             yield "</p>"
     yield "<h2>What was recorded</h2>"
-    for line in (*seen_line(recording), *set_aside(settings)):
+    for line in (*used.notes, *seen_line(recording), *set_aside(settings)):
         yield f'<p class="note">{escape(line)}</p>'
 
 
@@ -139,9 +140,9 @@ def _chosen(sweep: Sweep) -> Mapping[str, Recommendation]:
     """Return each recommended setting once, by the objectives that it is for."""
     names: dict[TunableSettings, list[str]] = {}
     best: dict[TunableSettings, Recommendation] = {}
-    for leaning, advice in sweep.recommended.items():
+    for objective, advice in sweep.recommended.items():
         knobs = advice.trial.knobs
-        names.setdefault(knobs, []).append(str(leaning))
+        names.setdefault(knobs, []).append(str(objective))
         if knobs not in best or advice.gain.value > best[knobs].gain.value:
             best[knobs] = advice
     if len(best) == 1:
@@ -189,7 +190,7 @@ def _length(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes"
 
 
-def _what_to_do(sweep: Sweep, recording: Recording) -> Iterator[str]:
+def _what_to_do(sweep: Sweep, source: SettingsSource) -> Iterator[str]:
     yield "<h2>What to do</h2>"
     values: dict[str, str] = {}
     for hint in sweep.fidelity.hints:  # of several providers, the highest limit
@@ -206,17 +207,7 @@ def _what_to_do(sweep: Sweep, recording: Recording) -> Iterator[str]:
     yield f"<pre>{escape(command)}</pre><ul>"
     for hint in sweep.fidelity.hints:
         yield f"<li><b>{escape(hint.variable)}</b>: {escape(hint.why)}.</li>"
-    if recording.settings:
-        yield (
-            "<li>The settings are those of the recording. Callers may pass deadlines or models of"
-            " their own, or several clients may have been recorded as one.</li>"
-        )
-    else:
-        yield (
-            "<li>The recording does not have its settings, so those of the shell were replayed."
-            " <code>--env-file FILE</code> reads the application's.</li>"
-        )
-    yield "</ul>"
+    yield f"<li>{escape(source_line(source))}</li></ul>"
 
 
 def _number(text: str) -> float:
@@ -239,7 +230,7 @@ def _lines(sweep: Sweep, chosen: Mapping[str, Recommendation]) -> Iterator[str]:
         yield f"<pre>{escape(chr(10).join(lines))}</pre>"
         yield '<table class="stack"><thead><tr><th>Line</th><th>Now</th>'
         yield (
-            f"<th>Improvement lost without it<small>{_GAINS[advice.leaning]}</small></th>"
+            f"<th>Improvement lost without it<small>{_GAINS[advice.objective]}</small></th>"
             "</tr></thead><tbody>"
         )
         most = max((each.gain for each in advice.contributions), default=0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from resilient_imagen.tuning.report_text import verdict
+from resilient_imagen.tuning.headline import headline
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +29,7 @@ def as_json(sweep: Sweep, settings: Mapping[str, str]) -> dict[str, Any]:
     """
     return {
         "format": FORMAT,
-        "verdict": verdict(sweep),
+        "verdict": headline(sweep),
         "settings": dict(settings),
         **_basis(sweep.fidelity, sweep.evidence),
         "tried": len(sweep.trials),

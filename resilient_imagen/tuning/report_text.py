@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from resilient_imagen.tuning.recommendation import Objective
+from resilient_imagen.tuning.recommendation import WANTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,16 +13,14 @@ if TYPE_CHECKING:
     from resilient_imagen.settings import Settings
     from resilient_imagen.tuning.fidelity import Fidelity
     from resilient_imagen.tuning.prediction import Estimate
-    from resilient_imagen.tuning.recommendation import Evaluation, Recommendation
+    from resilient_imagen.tuning.recommendation import Objective, Recommendation
     from resilient_imagen.tuning.recording import Recording
     from resilient_imagen.tuning.result import Metrics
-    from resilient_imagen.tuning.run_metrics import Measures
+    from resilient_imagen.tuning.settings_in_effect import SettingsSource
     from resilient_imagen.tuning.sweep import Sweep
 
 __all__ = [
     "advice_line",
-    "cells",
-    "columns",
     "compared",
     "fidelity_lines",
     "gap_line",
@@ -33,18 +31,11 @@ __all__ = [
     "rest_line",
     "seen_line",
     "set_aside",
-    "shown",
-    "verdict",
+    "source_line",
 ]
 
 _MANY_REJECTED: Final = 0.1
 """Share of the calls that a breaker rejected from which recording in shadow mode is advised."""
-
-_WANTS: Final = {
-    Objective.FAST: "seconds a call",
-    Objective.CHEAP: "dollars an image",
-    Objective.STAY: "calls that leave the first route",
-}
 
 
 def labels(routes: Iterable[str]) -> list[str]:
@@ -54,48 +45,9 @@ def labels(routes: Iterable[str]) -> list[str]:
     return [provider if times[provider] == 1 else model for provider, model in pairs]
 
 
-def shown(sweep: Sweep) -> dict[str, Evaluation]:
-    """Return the table's rows by name, without the defaults if they are the present settings."""
-    usual = {} if sweep.usual.knobs == sweep.today.knobs else {"defaults": sweep.usual}
-    advised = {str(leaning): advice.trial for leaning, advice in sweep.advice.items()}
-    return {"today": sweep.today, **usual, **advised}
-
-
-def columns(routes: Iterable[str]) -> Sequence[str]:
-    """Return the table's columns for settings with these routes."""
-    return (
-        "p50 s", "p95 s", "p99 s", "failed", *(f"by {label}" for label in labels(routes)),
-        "wasted", "s on them", "$ on them", "$/image", "detect s", "recover s", "false openings",
-        "unseen",
-    )  # fmt: skip
-
-
-def cells(measures: Measures) -> Sequence[str]:
-    """Return one setting's row of the table, in the order of the columns."""
-    return (
-        f"{measures.p50_s:.1f}",
-        f"{measures.p95_s:.1f}",
-        f"{measures.p99_s:.1f}",
-        f"{measures.failed}",
-        *(f"{share:.1%}" for share in measures.share.values()),
-        f"{measures.doomed}",
-        f"{measures.doomed_s:.0f}",
-        f"{measures.doomed_usd:.2f}",
-        f"{measures.usd_per_image:.4f}",
-        _maybe(measures.detect_s),
-        _maybe(measures.recover_s),
-        f"{measures.false_openings}",
-        f"{measures.unseen:.1%}",
-    )
-
-
-def _maybe(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds:.0f}"
-
-
 def advice_line(advice: Recommendation) -> str:
     """Return whether to take a recommendation, and why."""
-    wants = _WANTS[advice.leaning]
+    wants = WANTS[advice.objective]
     if not advice.recommended:
         return f"keep your settings: {advice.objection}"
     gain = advice.gain
@@ -105,50 +57,10 @@ def advice_line(advice: Recommendation) -> str:
     )
 
 
-def rest_line(sweep: Sweep, leaning: Objective) -> str:
+def rest_line(sweep: Sweep, objective: Objective) -> str:
     """Return how much a recommendation depends on assumed outcomes."""
-    trial = sweep.advice[leaning].trial
-    return f"{trial.whole.unseen:.1%} of its requests rest on what was not seen."
-
-
-# -- the verdict ----------------------------------------------------------------------------------
-
-
-def verdict(sweep: Sweep) -> str:
-    """Return the answer in one sentence."""
-    if not sweep.fidelity.matches:
-        return "No recommendation: the replay of your settings does not give what was recorded."
-    if not sweep.evidence.is_enough:
-        return f"No recommendation. {sweep.evidence.missing}"
-    if not sweep.recommended:
-        return "Keep your settings: none of those that were tried is clearly better."
-    if sweep.agreed is None:
-        return "Other settings would be better; which ones depends on what you want."
-    advice = max(sweep.recommended.values(), key=lambda each: each.gain.value)
-    lines = len(sweep.agreed.env_lines(sweep.today.knobs))
-    count = "One line changes" if lines == 1 else f"{lines} lines change"
-    return f"{count} {_traded(sweep, advice)}."
-
-
-def _traded(sweep: Sweep, advice: Recommendation) -> str:
-    """Return what changes by a recommendation, from the present settings to it."""
-    before, after = dict(sweep.present.items()), dict(advice.metrics.items())
-    parts = []
-    for name, words, style, unit in _TRADED:
-        old, new = (format(each[name].value, style) for each in (before, after))
-        if old != new:
-            parts.append(f"{words} from {old}{unit} to {new}{unit}")
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-
-
-_TRADED: Final = (
-    ("mean_s", "the mean time", ".1f", " s"),
-    ("primary_share", "the first route's share", ".1%", ""),
-    ("cost_usd_per_image", "dollars an image", ".4f", ""),
-    ("wasted_requests", "wasted requests", ".0f", ""),
-    ("lost_calls", "lost calls", ".0f", ""),
-)
-"""Measures that the verdict weighs: name, words, format and unit."""
+    trial = sweep.advice[objective].trial
+    return f"{trial.whole.extrapolated_share:.1%} of its requests rest on what was not seen."
 
 
 # -- recorded against replayed --------------------------------------------------------------------
@@ -187,12 +99,12 @@ def _shown(found: Estimate, style: str) -> str:
     return value if low == high else f"{value} ({low} to {high})"
 
 
-def fidelity_lines(fidelity: Fidelity, *, recorded: bool) -> Iterator[str]:
+def fidelity_lines(fidelity: Fidelity, source: SettingsSource) -> Iterator[str]:
     """Yield how the replay differs from what was recorded, and what to do about it.
 
     Args:
         fidelity: The comparison.
-        recorded: Whether the recording has the settings.
+        source: The source of the replayed settings.
     """
     for each in fidelity.deviations:
         title, style = _TITLES[each.metric]
@@ -202,16 +114,25 @@ def fidelity_lines(fidelity: Fidelity, *, recorded: bool) -> Iterator[str]:
         return
     for hint in fidelity.hints:
         yield f"{hint.variable}: {hint.why}. Try --set {hint.variable}={hint.value}"
-    if recorded:
-        yield (
+    yield source_line(source)
+
+
+def source_line(source: SettingsSource) -> str:
+    """Return where the replayed settings are from, and how to replay others."""
+    if source == "recording":
+        return (
             "The settings are those of the recording. Callers may pass deadlines or models of"
             " their own, or several clients may have been recorded as one."
         )
-    else:
-        yield (
-            "The recording does not have its settings, so those of this shell were replayed. Give"
-            " those of the application by --set NAME=VALUE or --env-file FILE."
+    if source == "file":
+        return (
+            "The settings are those of --env-file. Variables that it does not have were replayed"
+            " with their defaults."
         )
+    return (
+        "The recording does not have its settings, so those of this shell were replayed. Give"
+        " those of the application by --set NAME=VALUE or --env-file FILE."
+    )
 
 
 def seen_line(recording: Recording) -> Iterator[str]:

@@ -40,16 +40,17 @@ class Measures:
     share: Mapping[str, float]
     """Share of the images by route."""
     requests: int
-    doomed: int
-    """Wasted requests: requests that failed because of the service."""
+    wasted_requests: int
+    """Requests that failed because of the service."""
     unused: int
     """Requests of calls that another request served: cancelled, or with an image too late."""
-    doomed_s: float
-    doomed_usd: float
+    wasted_s: float
+    wasted_usd: float
     """Cost of the wasted requests; abandoned requests are billed, too."""
     cost_usd: float
     """Cost of all requests."""
-    troubles: int
+    incidents: int
+    """Incidents of the first route."""
     detected: int
     """Incidents of the first route in which its breaker opened."""
     detect_s: float | None
@@ -58,35 +59,35 @@ class Measures:
     """Average time from an incident's end to the first image requested from the first route."""
     false_openings: int
     """Openings of the first route's breaker outside all incidents."""
-    unseen: float
+    extrapolated_share: float
     """Share of the requests with an assumed outcome."""
 
     @property
-    def failed(self) -> int:
+    def lost_calls(self) -> int:
         """Calls without an image."""
         return self.calls - self.images
 
     @property
-    def first_share(self) -> float:
+    def primary_share(self) -> float:
         """Share of the images that the first route delivered."""
         return next(iter(self.share.values()))
 
     @property
-    def usd_per_image(self) -> float:
+    def cost_usd_per_image(self) -> float:
         """Dollars per image, including wasted requests."""
         return self.cost_usd / self.images if self.images else 0.0
 
 
 def measure(
     played: SimulationResult,
-    troubles: Sequence[Incident],
+    incidents: Sequence[Incident],
     calls: Collection[int] | None = None,
 ) -> Measures:
     """Return the measures of a run, or of some of its calls.
 
     Args:
         played: The run.
-        troubles: The incidents of its first route.
+        incidents: The incidents of its first route.
         calls: The numbers of the calls that count, in order; None means all. Measures about
             incidents and the breaker are those of the whole run.
     """
@@ -97,9 +98,9 @@ def measure(
         seconds for seconds, route in zip(played.seconds, played.served, strict=True) if route >= 0
     )
     images = len(times)
-    doomed = [sent for sent in played.sent if fails(sent.reason)]
-    detected = _detections(changes, troubles)
-    back = _recoveries(played, troubles)
+    wasted = [sent for sent in played.sent if fails(sent.reason)]
+    detected = _detections(changes, incidents)
+    back = _recoveries(played, incidents)
     return Measures(
         calls=len(played.started),
         images=images,
@@ -113,17 +114,17 @@ def measure(
             for index, name in enumerate(played.routes)
         },
         requests=len(played.sent),
-        doomed=len(doomed),
+        wasted_requests=len(wasted),
         unused=_unused(played.sent, images),
-        doomed_s=sum(sent.seconds for sent in doomed),
-        doomed_usd=sum(sent.cost_usd for sent in doomed),
+        wasted_s=sum(sent.seconds for sent in wasted),
+        wasted_usd=sum(sent.cost_usd for sent in wasted),
         cost_usd=sum(sent.cost_usd for sent in played.sent),
-        troubles=len(troubles),
+        incidents=len(incidents),
         detected=len(detected),
         detect_s=sum(detected) / len(detected) if detected else None,
         recover_s=sum(back) / len(back) if back else None,
-        false_openings=_false_openings(changes, troubles),
-        unseen=sum(not sent.seen for sent in played.sent) / max(1, len(played.sent)),
+        false_openings=_false_openings(changes, incidents),
+        extrapolated_share=sum(not sent.seen for sent in played.sent) / max(1, len(played.sent)),
     )
 
 
@@ -155,12 +156,12 @@ def _openings(changes: Sequence[Change]) -> list[float]:
     ]
 
 
-def _detections(changes: Sequence[Change], troubles: Sequence[Incident]) -> list[float]:
+def _detections(changes: Sequence[Change], incidents: Sequence[Incident]) -> list[float]:
     """Return the seconds to the first opening in each incident; 0 if it was open already."""
     states = [(change.at, change.state) for change in changes if change.route == 0]
     times = [at for at, _ in states]
     found = []
-    for span in troubles:
+    for span in incidents:
         before = bisect_right(times, span.start)
         if before and states[before - 1][1] is not BreakerState.CLOSED:
             found.append(0.0)
@@ -174,16 +175,16 @@ def _detections(changes: Sequence[Change], troubles: Sequence[Incident]) -> list
     return found
 
 
-def _recoveries(played: SimulationResult, troubles: Sequence[Incident]) -> list[float]:
+def _recoveries(played: SimulationResult, incidents: Sequence[Incident]) -> list[float]:
     """Return the seconds from each incident's end to the first successful request sent after it.
 
     If the next incident begins before, the time ends there.
     """
     good = sorted(sent.at for sent in played.sent if sent.route == 0 and sent.reason is None)
     found = []
-    for index, span in enumerate(troubles):
+    for index, span in enumerate(incidents):
         nth = bisect_left(good, span.end)
-        following = troubles[index + 1].start if index + 1 < len(troubles) else None
+        following = incidents[index + 1].start if index + 1 < len(incidents) else None
         if nth < len(good) and (following is None or good[nth] <= following):
             found.append(good[nth] - span.end)
         elif following is not None:
@@ -191,10 +192,10 @@ def _recoveries(played: SimulationResult, troubles: Sequence[Incident]) -> list[
     return found
 
 
-def _false_openings(changes: Sequence[Change], troubles: Sequence[Incident]) -> int:
-    starts = [span.start for span in troubles]
+def _false_openings(changes: Sequence[Change], incidents: Sequence[Incident]) -> int:
+    starts = [span.start for span in incidents]
     false = 0
     for at in _openings(changes):
         index = bisect_right(starts, at) - 1
-        false += index < 0 or at > troubles[index].end + _AFTERMATH
+        false += index < 0 or at > incidents[index].end + _AFTERMATH
     return false

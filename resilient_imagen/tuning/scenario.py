@@ -4,7 +4,7 @@
 
     Scenario(
         traffic=Traffic(per_minute=6, duration=3600),
-        troubles=(Outage(start=600, duration=600, reason=Reason.OVERLOADED),),
+        outages=(Outage(start=600, duration=600, reason=Reason.OVERLOADED),),
     )
 """
 
@@ -161,9 +161,9 @@ class Outage:
         return min(1.0, (at - self.start) / self.ramp) if self.ramp else 1.0
 
 
-def waves(trouble: Outage, *, every: float, times: int) -> tuple[Outage, ...]:
+def waves(outage: Outage, *, every: float, times: int) -> tuple[Outage, ...]:
     """Repeat an outage ``times`` times, with the starts ``every`` seconds apart."""
-    return tuple(replace(trouble, start=trouble.start + index * every) for index in range(times))
+    return tuple(replace(outage, start=outage.start + index * every) for index in range(times))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,14 +229,14 @@ class Scenario:
     traffic: Traffic = Traffic()
     services: Mapping[str, Service] = field(default_factory=_two_services)
     """By provider name, as in IMAGE_GEN_ROUTES."""
-    troubles: tuple[Outage, ...] = ()
+    outages: tuple[Outage, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that the provider of every outage has a service."""
-        for trouble in self.troubles:
-            known = trouble.provider in self.services
+        for outage in self.outages:
+            known = outage.provider in self.services
             what = f"one of the services: {', '.join(self.services)}"
-            _check("a trouble's provider", trouble.provider, allowed=known, what=what)
+            _check("an outage's provider", outage.provider, allowed=known, what=what)
 
 
 class ScenarioOutcomes:
@@ -257,17 +257,17 @@ class ScenarioOutcomes:
             raise ValueError(f"the scenario has no service for {', '.join(missing)}")
         self._services = [scenario.services[name] for name in providers]
         self._costs = [image_cost(route, settings) for route in settings.accounts]
-        self._troubles = [_ByTime(scenario.troubles, name) for name in providers]
+        self._outages = [_ByTime(scenario.outages, name) for name in providers]
 
     def outcome_for(self, ask: SimulatedRequest) -> SimulatedOutcome:
         """Return the outcome of a request by the service and its outages."""
         service, cost, coin = self._services[ask.route], self._costs[ask.route], ask.coin
         slower = 1.0
-        for salt, trouble in enumerate(self._troubles[ask.route].at(ask.at)):
-            strength = trouble.strength(ask.at)
-            if coin.unit(_FAILS + 16 * salt) < trouble.share * strength:
-                return _failed(trouble, cost)
-            slower *= 1.0 + (trouble.slower - 1.0) * strength
+        for salt, outage in enumerate(self._outages[ask.route].at(ask.at)):
+            strength = outage.strength(ask.at)
+            if coin.unit(_FAILS + 16 * salt) < outage.share * strength:
+                return _failed(outage, cost)
+            slower *= 1.0 + (outage.slower - 1.0) * strength
         if service.blips and coin.unit(_BLIPS) < service.blips:
             return SimulatedOutcome(service.blip_reason, 1.0)
         latency = slower * service.latency.at(coin.unit(_LATENCY))
@@ -275,30 +275,30 @@ class ScenarioOutcomes:
 
     def incidents(self) -> Sequence[Incident]:
         """Return the outages of the first route."""
-        return self._troubles[0].spans
+        return self._outages[0].spans
 
 
-def _failed(trouble: Outage, cost: float) -> SimulatedOutcome:
-    if trouble.reason is Reason.TIMEOUT:
+def _failed(outage: Outage, cost: float) -> SimulatedOutcome:
+    if outage.reason is Reason.TIMEOUT:
         return SimulatedOutcome(Reason.TIMEOUT, NEVER, None, cost)
-    return SimulatedOutcome(trouble.reason, trouble.latency, trouble.retry_after)
+    return SimulatedOutcome(outage.reason, outage.latency, outage.retry_after)
 
 
 class _ByTime:
     """An index of one provider's outages by time."""
 
-    def __init__(self, troubles: Sequence[Outage], provider: str) -> None:
-        own = [trouble for trouble in troubles if trouble.provider == provider]
+    def __init__(self, outages: Sequence[Outage], provider: str) -> None:
+        own = [outage for outage in outages if outage.provider == provider]
         edges = sorted({0.0, *(t.start for t in own), *(t.start + t.duration for t in own)})
         self._edges = edges
         self._between = [[t for t in own if t.strength(edge) or t.start == edge] for edge in edges]
         self.spans: list[Incident] = []
-        for trouble in sorted(own, key=lambda each: each.start):
-            end = trouble.start + trouble.duration
-            if self.spans and trouble.start <= self.spans[-1].end:
+        for outage in sorted(own, key=lambda each: each.start):
+            end = outage.start + outage.duration
+            if self.spans and outage.start <= self.spans[-1].end:
                 self.spans[-1] = Incident(self.spans[-1].start, max(end, self.spans[-1].end))
             else:
-                self.spans.append(Incident(trouble.start, end))
+                self.spans.append(Incident(outage.start, end))
 
     def at(self, moment: float) -> Sequence[Outage]:
         return self._between[bisect_right(self._edges, moment) - 1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from resilient_imagen.effective_settings import (
     changed_from_defaults,
@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from resilient_imagen.settings import Settings
-    from resilient_imagen.tuning.recording import Configured, Recording
+    from resilient_imagen.tuning.recording import Recording
+    from resilient_imagen.tuning.rows import Configured
 
-__all__ = ["SettingsInEffect", "settings_in_effect"]
+__all__ = ["SettingsInEffect", "SettingsSource", "settings_in_effect"]
+
+SettingsSource: TypeAlias = Literal["recording", "file", "environment"]
+"""Where settings are from; a file is that of ``--env-file``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +32,7 @@ class SettingsInEffect:
     settings: Settings
     recording: Recording
     """The part of the recording that was made under them."""
-    recorded: bool
-    """Whether the recording has them; else they were given, or are those of the environment."""
+    source: SettingsSource
     notes: tuple[str, ...]
     """Sentences about what was left out."""
 
@@ -57,15 +60,16 @@ def settings_in_effect(
     """
     notes: list[str] = []
     recording = _without_strays(recording, notes)
-    variables, recorded = environment, False
+    variables: Mapping[str, str] = environment
+    source: SettingsSource = "environment"
     if given is not None:
-        variables = given
+        variables, source = given, "file"
     elif recording.settings:
-        recorded = True
+        source = "recording"
         recording, variables = _longest_part(recording, notes)
         variables = _known(variables, notes)
     settings = settings_from({**variables, **(changes or {})})
-    return SettingsInEffect(settings, recording, recorded, tuple(notes))
+    return SettingsInEffect(settings, recording, source, tuple(notes))
 
 
 def _known(variables: Mapping[str, str], notes: list[str]) -> dict[str, str]:

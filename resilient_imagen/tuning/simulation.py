@@ -4,9 +4,9 @@ For example, to test an application's settings::
 
     def test_an_outage_of_ten_minutes_is_cheap() -> None:
         outage = Outage(start=600, duration=600, reason=Reason.OVERLOADED)
-        measures = simulate(Scenario(troubles=(outage,)), Settings())
-        assert measures.doomed < 20
-        assert measures.failed == 0
+        measures = simulate(Scenario(outages=(outage,)), Settings())
+        assert measures.wasted_requests < 20
+        assert measures.lost_calls == 0
 """
 
 from __future__ import annotations

@@ -307,7 +307,7 @@ class _Sweeper:
 
     # -- advice --------------------------------------------------------------------------------
 
-    def _simplified(self, trial: Evaluation, leaning: Objective) -> Evaluation:
+    def _simplified(self, trial: Evaluation, objective: Objective) -> Evaluation:
         """Leave out each changed setting without which the result is as good."""
         names = trial.knobs.differences(self._now)
         for name in names:
@@ -317,7 +317,7 @@ class _Sweeper:
             if not without.is_valid or (name == "mode" and self._now.mode != "on"):
                 continue
             simpler = self._evaluated(without)
-            if nearly_equal(simpler, trial, leaning):
+            if nearly_equal(simpler, trial, objective):
                 trial = simpler
         return trial
 
@@ -341,30 +341,30 @@ class _Sweeper:
 
     def _advice(
         self,
-        leaning: Objective,
+        objective: Objective,
         trial: Evaluation,
         draws: Mapping[TunableSettings, Sequence[Evaluation]],
         objection: str,
     ) -> Recommendation:
         count = min(len(draws[self._now]), len(draws[trial.knobs]))
         today, own = draws[self._now][:count], draws[trial.knobs][:count]
-        gain = gain_on_draws(own, today, leaning)
-        held_out = held_out_gain(list(self._seen.values()), leaning, today[0])
+        gain = gain_on_draws(own, today, objective)
+        held_out = held_out_gain(list(self._seen.values()), objective, today[0])
         changed = trial.knobs != self._now
-        objection = objection or judge(leaning, gain, held_out, changed=changed)
+        objection = objection or judge(objective, gain, held_out, changed=changed)
         return Recommendation(
-            leaning=leaning,
+            objective=objective,
             trial=trial,
             metrics=Metrics.of([each.whole for each in own]),
             gain=gain,
             held_out=held_out,
             objection=objection,
-            contributions=() if objection else tuple(self._contributions(trial, leaning)),
+            contributions=() if objection else tuple(self._contributions(trial, objective)),
         )
 
-    def _contributions(self, trial: Evaluation, leaning: Objective) -> Sequence[Contribution]:
+    def _contributions(self, trial: Evaluation, objective: Objective) -> Sequence[Contribution]:
         today, found = self._seen[self._now], []
-        whole = gain_of(trial.whole, today.whole, leaning)
+        whole = gain_of(trial.whole, today.whole, objective)
         for line in trial.knobs.env_lines(self._now):
             variable, _, value = line.partition("=")
             names = [
@@ -379,7 +379,7 @@ class _Sweeper:
                 found.append(Contribution(variable, value, whole))
                 continue
             rest = self._evaluated(without)
-            lost = whole - gain_of(rest.whole, today.whole, leaning)
+            lost = whole - gain_of(rest.whole, today.whole, objective)
             found.append(Contribution(variable, value, lost))
         return sorted(found, key=lambda each: -each.gain)
 

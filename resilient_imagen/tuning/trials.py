@@ -8,7 +8,8 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from resilient_imagen.tuning.evidence import folds_of
@@ -33,10 +34,10 @@ def try_out(
 ) -> Evaluation:
     """Replay a recording with one setting, and measure it."""
     played, truth = replay(recording, knobs.applied(settings), seed=draw, draw=draw)
-    troubles, stayed = truth.incidents(), calls_that_stayed(recording)
-    first, second = (measure(played, troubles, part) for part in folds_of(recording, troubles))
+    incidents, stayed = truth.incidents(), calls_that_stayed(recording)
+    first, second = (measure(played, incidents, part) for part in folds_of(recording, incidents))
     whole = None if len(stayed) == len(recording.asked) else stayed
-    return Evaluation(knobs, measure(played, troubles, whole), (first, second))
+    return Evaluation(knobs, measure(played, incidents, whole), (first, second))
 
 
 def draws_of(recording: Recording, settings: Settings, draws: int) -> Sequence[Measures]:
@@ -57,6 +58,14 @@ _work: tuple[Recording, Settings] | None = None
 def _prepare(recording: Recording, settings: Settings) -> None:
     global _work  # noqa: PLW0603 - data shared by all tasks of a pool's process
     _work = recording, settings
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process with its parent. A killed parent cannot end it, and its queue stays open."""
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _try_prepared(draw: int, knobs: TunableSettings) -> Evaluation:

@@ -26,7 +26,7 @@ from resilient_imagen.emulator import BackgroundEmulator
 from resilient_imagen.images import convert
 from resilient_imagen.images.inspect import sniff_mime
 from resilient_imagen.testing import TINY_PNG
-from resilient_imagen.tuning.recording import Attempted, to_json
+from resilient_imagen.tuning.rows import Attempted, to_json
 
 pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]
 

@@ -12,8 +12,8 @@ from readme_kit import executed, guide_of
 from resilient_imagen import ImageClient, Settings
 from resilient_imagen.testing import FakeProvider, run_virtual
 from resilient_imagen.tuning import load
+from resilient_imagen.tuning.gather import gather
 from resilient_imagen.tuning.import_logs import read_rows
-from resilient_imagen.tuning.recording import gather
 
 GUIDE = guide_of("tuning")
 

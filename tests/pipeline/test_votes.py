@@ -208,7 +208,7 @@ def traffic(deadline: float, *outages: Outage) -> SimulationResult:
     scenario = Scenario(
         traffic=Traffic(per_minute=10, duration=HOURS * 3600, spacing="even"),
         services=SERVICES,
-        troubles=outages,
+        outages=outages,
     )
     chosen = Settings(deadline=deadline, ipm=20, max_concurrent=16)
     truth = ScenarioOutcomes(scenario, chosen)

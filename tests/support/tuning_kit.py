@@ -19,8 +19,9 @@ from resilient_imagen.tuning import (
     Traffic,
     waves,
 )
+from resilient_imagen.tuning.gather import gather
 from resilient_imagen.tuning.import_logs import read_rows
-from resilient_imagen.tuning.recording import Row, gather
+from resilient_imagen.tuning.rows import Row
 from resilient_imagen.tuning.simulation import play
 
 HOUR = 3600.0
@@ -35,10 +36,10 @@ _SERVICES = {
 }
 
 
-def world(*troubles: Outage, hours: float = 4, per_minute: float = 8, **rest: Any) -> Scenario:
+def world(*outages: Outage, hours: float = 4, per_minute: float = 8, **rest: Any) -> Scenario:
     """Return a scenario with two services and these outages."""
     traffic = Traffic(per_minute=per_minute, duration=hours * HOUR, **rest)
-    return Scenario(traffic=traffic, services=_SERVICES, troubles=troubles)
+    return Scenario(traffic=traffic, services=_SERVICES, outages=outages)
 
 
 def bad(start: float, duration: float, **rest: Any) -> Outage:

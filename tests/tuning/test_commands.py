@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import html
 import io
 import json
 import os
 import re
 import signal
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from select import select
 from typing import Any
 
 import pytest
@@ -19,7 +22,7 @@ from tuning_kit import bad, world
 
 from resilient_imagen import Reason, Settings
 from resilient_imagen.tuning import Recorder
-from resilient_imagen.tuning.recording import Attempted, Row, to_json
+from resilient_imagen.tuning.rows import Attempted, Row, to_json
 from resilient_imagen.tuning.simulation import play
 
 pytestmark = pytest.mark.ci  # sweeps in processes of their own
@@ -109,7 +112,7 @@ def test_a_refusal_names_settings_and_what_to_do(
     wrong = ("--set", "IMAGE_GEN_BREAKER_RESET_TIMEOUT=5", "--set", "IMAGE_GEN_BREAKER_FAIL_MAX=8")
     done = tuned(capsys, plain, *wrong)
     shown = " ".join(done.out.split())
-    assert shown.startswith("No recommendation: the replay of your settings does not give what was")
+    assert shown.startswith("No advice yet: a replay of your settings does not give what was")
     assert "--set NAME=VALUE or --env-file FILE" in shown
     assert re.search(r"wasted requests: recorded \d+, replayed \d+; a difference of \d+ is", shown)
     assert re.search(r"Try --set IMAGE_GEN_BREAKER_(FAIL_MAX|RESET_TIMEOUT)=\d+", shown)
@@ -118,8 +121,20 @@ def test_a_refusal_names_settings_and_what_to_do(
     file.write_text("OPENAI_API_KEY=sk-secret\nIMAGE_GEN_IPM=10 # the default\nDEBUG=1\n")
     done = tuned(capsys, plain, "--env-file", file)
     assert done.code == 0
-    assert "the replay of your settings does not give" not in " ".join(done.out.split())
+    assert "a replay of your settings does not give" not in " ".join(done.out.split())
     assert "secret" not in done.out
+
+
+def test_the_answer_is_the_same_sentence_everywhere(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The terminal, the results for programs and the page begin with one sentence."""
+    results, report = tmp_path / "results.json", tmp_path / "report.html"
+    done = tuned(capsys, log, "--json", results, "--html", report)
+    (heading,) = re.findall("<h1>(.*?)</h1>", report.read_text())
+    verdict = json.loads(results.read_text())["verdict"]
+    assert html.unescape(heading) == verdict
+    assert " ".join(done.out.split()).startswith(verdict)
 
 
 def test_the_results_are_written_for_programs(
@@ -331,6 +346,37 @@ def test_ctrl_c_ends_a_sweep_and_keeps_what_was_tried(
     assert json.loads(results.read_text())["interrupted"] is True
     assert 12 < len(played) < 40
     assert signal.getsignal(signal.SIGINT) is usual
+
+
+KILLED = """
+import sys, time
+from multiprocessing import active_children
+from resilient_imagen import Settings
+from resilient_imagen.tuning import load
+from resilient_imagen.tuning.trials import trying
+from resilient_imagen.tuning.tunable_settings import TunableSettings
+
+if __name__ == "__main__":
+    today = Settings()
+    with trying(load(sys.argv[1]), today, 2) as run:
+        list(run([TunableSettings.of(today)] * 4, 0))
+        print(*(child.pid for child in active_children()), flush=True)
+        time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="waits for processes of others")
+def test_workers_end_when_their_parent_is_killed(log: Path) -> None:
+    """A parent that is killed cannot end its workers, so they watch it."""
+    command = [sys.executable, "-c", KILLED, str(log)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        workers = [os.pidfd_open(int(each)) for each in parent.stdout.readline().split()]
+        parent.kill()
+    assert len(workers) == 2
+    for worker in workers:
+        select([worker], [], [])  # until it has ended
+        os.close(worker)
 
 
 def test_workers_leave_ctrl_c_to_their_parent(log: Path) -> None:

@@ -19,8 +19,9 @@ from resilient_imagen.effective_settings import variables_of
 from resilient_imagen.emulator import Emulator
 from resilient_imagen.testing import FakeProvider, run_virtual
 from resilient_imagen.tuning import Recorder, Recording, load, what_if
+from resilient_imagen.tuning.gather import gather
 from resilient_imagen.tuning.import_logs import read_rows
-from resilient_imagen.tuning.recording import Configured, Row, gather
+from resilient_imagen.tuning.rows import Configured, Row
 from resilient_imagen.tuning.settings_in_effect import settings_in_effect
 
 IN_CODE: dict[str, Any] = {
@@ -73,7 +74,7 @@ def test_settings_in_code_are_replayed_as_they_were(
     serve(120, **IN_CODE)
     monkeypatch.setenv("IMAGE_GEN_BREAKER_RESET_TIMEOUT", "500")
     used = settings_in_effect(load(log), variables_of(Settings()))
-    assert used.recorded
+    assert used.source == "recording"
     assert (used.settings.breaker_fail_max, used.settings.ipm) == (2, 60)
     found = what_if(used.recording, used.settings, used.settings, draws=2)
     assert found.fidelity.matches

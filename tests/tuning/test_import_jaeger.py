@@ -26,8 +26,9 @@ from resilient_imagen.telemetry import spans
 from resilient_imagen.telemetry.sink import EventSink
 from resilient_imagen.telemetry.spans import SpanSink
 from resilient_imagen.tuning import Recorder, Recording
+from resilient_imagen.tuning.gather import gather
 from resilient_imagen.tuning.import_jaeger import rows_of_service
-from resilient_imagen.tuning.recording import Attempted, Row, gather
+from resilient_imagen.tuning.rows import Attempted, Row
 from resilient_imagen.tuning.simulation import play
 
 pytestmark = pytest.mark.jaeger

@@ -22,9 +22,10 @@ from resilient_imagen.tuning.charts import binned, blocked_periods, trade_off
 from resilient_imagen.tuning.fidelity import Deviation, Fidelity, Hint
 from resilient_imagen.tuning.outcome_model import fails
 from resilient_imagen.tuning.recommendation import Contribution, Objective
-from resilient_imagen.tuning.recording import Attempted, Row
 from resilient_imagen.tuning.replay import replay
 from resilient_imagen.tuning.report_html import page
+from resilient_imagen.tuning.rows import Attempted, Row
+from resilient_imagen.tuning.settings_in_effect import SettingsInEffect, SettingsSource
 
 pytestmark = pytest.mark.ci  # sweeps, and a browser
 
@@ -35,7 +36,14 @@ QUIET = (
 )  # fmt: skip
 LARGEST = 500_000
 
-Tuned = tuple[Sweep, Recording, Settings]
+Tuned = tuple[Sweep, SettingsInEffect]
+
+
+def used(
+    recording: Recording, settings: Settings, source: SettingsSource = "recording", *notes: str
+) -> SettingsInEffect:
+    """Return settings that are replayed with the whole recording."""
+    return SettingsInEffect(settings, recording, source, notes)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +52,7 @@ def tuned() -> Tuned:
     settings = Settings(**ROOMY, breaker_reset_timeout=400)
     often = world(*waves(bad(0.2, 4), every=1200, times=8), hours=3, per_minute=4)
     recording = record(often, settings)
-    return sweep(recording, settings, count=8, workers=1), recording, settings
+    return sweep(recording, settings, count=8, workers=1), used(recording, settings)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +60,7 @@ def short() -> Tuned:
     """A sweep over twenty minutes with one outage."""
     settings = Settings(**ROOMY)
     recording = record(world(bad(0.1, 4), hours=0.34, per_minute=10), settings)
-    return sweep(recording, settings, count=2, workers=1), recording, settings
+    return sweep(recording, settings, count=2, workers=1), used(recording, settings)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +70,7 @@ def refused() -> Tuned:
     recording = record(world(bad(0.1, 4), hours=0.34), settings)
     other = Settings(ipm=3, max_concurrent=2)
     recording = replace(recording, settings=[])
-    return sweep(recording, other, count=2, workers=1), recording, other
+    return sweep(recording, other, count=2, workers=1), used(recording, other, "environment")
 
 
 @pytest.fixture(scope="module")
@@ -73,19 +81,19 @@ def long() -> Tuned:
         *waves(bad(6, 60), every=48 * 3600, times=7), hours=336, per_minute=0.05, swing=0.6
     )
     recording = record(scenario, settings)
-    return sweep(recording, settings, count=2, workers=1), recording, settings
+    return sweep(recording, settings, count=2, workers=1), used(recording, settings)
 
 
 @pytest.fixture(scope="module")
 def differing(tuned: Tuned) -> Tuned:
     """A sweep with another setting for each objective."""
-    found, recording, settings = tuned
+    found, _ = tuned
     (advice, *_) = found.recommended.values()
     others = [each for each in found.trials if each.knobs != found.today.knobs]
     advised = {
-        leaning: replace(
+        objective: replace(
             advice,
-            leaning=leaning,
+            objective=objective,
             trial=trial,
             contributions=tuple(
                 Contribution(variable, trial.knobs.variables()[variable], gain=0.1)
@@ -94,9 +102,9 @@ def differing(tuned: Tuned) -> Tuned:
                 )
             ),
         )
-        for leaning, trial in zip(Objective, others, strict=False)
+        for objective, trial in zip(Objective, others, strict=False)
     }
-    return replace(found, advice=advised), recording, settings
+    return replace(found, advice=advised), tuned[1]
 
 
 @pytest.fixture(params=["tuned", "differing", "short", "refused", "long"])
@@ -159,18 +167,18 @@ def test_without_a_better_setting_the_page_says_to_keep_them(short: Tuned) -> No
 def test_objectives_that_differ_are_a_choice(differing: Tuned) -> None:
     """Each objective has its sentence, its lines and its timeline."""
     found, text = differing[0], page(*differing)
-    assert "choose one below" in first_sentence(differing)
+    assert "depends on your aim" in first_sentence(differing)
     pasted = re.findall(r"<pre>(.*?)</pre>", text, re.DOTALL)
-    for leaning, advice in found.advice.items():
+    for objective, advice in found.advice.items():
         assert "\n".join(advice.trial.knobs.env_lines(found.today.knobs)) in pasted
-        assert re.search(rf"<h3>{str(leaning).capitalize()}: \w+ lines? .+, .+\.</h3>", text)
-        assert f"With the settings for {leaning}" in text
+        assert re.search(rf"<h3>{str(objective).capitalize()}: \w+ lines? .+, .+\.</h3>", text)
+        assert f"With the settings for {objective}" in text
 
 
 def test_limits_that_make_calls_wait_are_mentioned(tuned: Tuned) -> None:
     """A limit of the pace is no recommendation, but the page mentions it."""
     limit = Contribution("IMAGE_GEN_IPM", "40", 0.3)
-    text = page(replace(tuned[0], limits=(limit,)), *tuned[1:])
+    text = page(replace(tuned[0], limits=(limit,)), tuned[1])
     assert "with IMAGE_GEN_IPM=40 alone they would take 30% less time" in visible(text)
 
 
@@ -193,7 +201,7 @@ def test_too_little_evidence_is_the_verdict() -> None:
     """A recording without an outage leads to no recommendation, and the page says why."""
     settings = Settings(**ROOMY)
     recording = record(world(hours=0.4), settings)
-    found = sweep(recording, settings, count=2, workers=1), recording, settings
+    found = sweep(recording, settings, count=2, workers=1), used(recording, settings)
     assert "never failed for long" in first_sentence(found)
     assert 'class="verdict stop"' in page(*found)
 
@@ -213,9 +221,32 @@ def test_the_page_shows_what_is_left_out() -> None:
     """The page lists a breaker that is off, and a provider that is forced open."""
     today = Settings(**ROOMY, breaker_mode="off", breaker_fail_max=2, force_open="openai")
     recording = record(world(bad(0.1, 5), hours=0.4), Settings(**ROOMY))
-    text = html.unescape(page(sweep(recording, today, count=4, workers=1), recording, today))
+    text = html.unescape(page(sweep(recording, today, count=4, workers=1), used(recording, today)))
     assert "IMAGE_GEN_BREAKER_MODE is off: the recording is replayed so" in text
     assert "IMAGE_GEN_FORCE_OPEN (openai) is left out" in text
+
+
+def test_the_page_shows_notes_about_the_settings(short: Tuned) -> None:
+    """Sentences about calls and settings that are left out are on the page, as on the terminal."""
+    note = "2 calls are left out: <more> than a day lies between them and all others."
+    found, before = short
+    assert html.escape(note) in page(found, replace(before, notes=(note,)))
+
+
+@pytest.mark.parametrize(
+    ("source", "advice"),
+    [
+        ("recording", "The settings are those of the recording."),
+        ("file", "The settings are those of --env-file."),
+        ("environment", "those of this shell were replayed"),
+    ],
+)
+def test_a_refusal_names_the_source_of_the_settings(
+    refused: Tuned, source: SettingsSource, advice: str
+) -> None:
+    """The reader learns whether to look for a wrong variable in the recording, a file or here."""
+    found, before = refused
+    assert advice in visible(page(found, replace(before, source=source)))
 
 
 def test_nothing_in_a_recording_can_end_the_page() -> None:
@@ -223,15 +254,15 @@ def test_nothing_in_a_recording_can_end_the_page() -> None:
     evil = "google:</script><script>alert(1)</script>"
     rows: list[Row] = [Attempted(1e9 + at, str(at), evil, 5.0) for at in range(0, 600, 10)]
     from resilient_imagen.settings import RouteName
-    from resilient_imagen.tuning.recording import gather
+    from resilient_imagen.tuning.gather import gather
 
     settings = Settings().model_copy(update={"routes": (RouteName(evil),)})
     recording = gather(rows)
     found = sweep(recording, settings, count=2, workers=1)
-    assert "<script" not in page(found, recording, settings)
+    assert "<script" not in page(found, used(recording, settings))
     hint = Hint("IMAGE_GEN_ROUTES", f"{evil};$(reboot)", "they were recorded")
     fidelity = Fidelity((Deviation("mean_s", 5.0, 9.0, 2.0),), (hint,))
-    text = page(replace(found, fidelity=fidelity), recording, settings)
+    text = page(replace(found, fidelity=fidelity), used(recording, settings))
     assert "<script" not in text
     assert f"--set 'IMAGE_GEN_ROUTES={evil};$(reboot)'" in html.unescape(text)
 
@@ -241,7 +272,7 @@ def test_nothing_in_a_recording_can_end_the_page() -> None:
 
 def test_the_bars_add_up(tuned: Tuned) -> None:
     """Bars have every image and every wasted request; blocked periods do not overlap."""
-    _, recording, settings = tuned
+    recording, settings = tuned[1].recording, tuned[1].settings
     played, _ = replay(recording, settings)
     bins = binned(played, 60.0)
     assert sum(sum(one.images) for one in bins.values()) == sum(s >= 0 for s in played.served)
@@ -255,7 +286,7 @@ def test_the_bars_add_up(tuned: Tuned) -> None:
 
 def test_rejections_near_each_other_are_one_blocked_period(tuned: Tuned) -> None:
     """A recorded run has no changes of its breaker; calls that it rejected show them."""
-    empty = replace(replay(tuned[1], tuned[2])[0], changes=[])
+    empty = replace(replay(tuned[1].recording, tuned[1].settings)[0], changes=[])
     assert blocked_periods(empty, 900.0, [10.0, 50.0, 100.0, 400.0]) == [(10, 100), (400, 400)]
 
 
@@ -263,7 +294,9 @@ def test_trade_offs_are_scaled_to_those_between_which_to_decide(tuned: Tuned) ->
     """A setting that is far worse does not stretch the chart; it is counted."""
     found = tuned[0]
     named = {"your settings": found.today}
-    far = replace(found.today, whole=replace(found.today.whole, doomed=10**6, mean_s=900.0))
+    far = replace(
+        found.today, whole=replace(found.today.whole, wasted_requests=10**6, mean_s=900.0)
+    )
     before = trade_off(found, named, "Google")
     after = trade_off(replace(found, trials=(*found.trials, far)), named, "Google")
 

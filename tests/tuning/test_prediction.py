@@ -41,11 +41,11 @@ OTHERS: dict[str, dict[str, Any]] = {
         "per_call_timeout": 45,
     },
 }
-HALF = {"mean": 0.02, "p95": 0.03, "share": 0.02, "usd": 0.005, "doomed": 6}
+HALF = {"mean": 0.02, "p95": 0.03, "share": 0.02, "usd": 0.005, "wasted_requests": 6}
 # Requests past their limit go on beside the next route. A recording of slow images therefore has
 # many that were cancelled, whose latency is known in part only.
-CENSORED = {"slow, four times, slowly": {"usd": 0.03, "doomed": 40}}
-MOST = {"mean": 0.08, "p95": 0.16, "share": 0.06, "usd": 0.02, "doomed": 24}
+CENSORED = {"slow, four times, slowly": {"usd": 0.03, "wasted_requests": 40}}
+MOST = {"mean": 0.08, "p95": 0.16, "share": 0.06, "usd": 0.02, "wasted_requests": 24}
 
 
 def errors(name: str, limits: dict[str, Any], other: str) -> dict[str, float]:
@@ -61,9 +61,9 @@ def distance(replayed: Measures, truly: Measures) -> dict[str, float]:
     return {
         "mean": abs(replayed.mean_s / truly.mean_s - 1),
         "p95": abs(replayed.p95_s / truly.p95_s - 1),
-        "share": abs(replayed.first_share - truly.first_share),
-        "usd": abs(replayed.usd_per_image / truly.usd_per_image - 1),
-        "doomed": abs(replayed.doomed - truly.doomed),
+        "share": abs(replayed.primary_share - truly.primary_share),
+        "usd": abs(replayed.cost_usd_per_image / truly.cost_usd_per_image - 1),
+        "wasted_requests": abs(replayed.wasted_requests - truly.wasted_requests),
     }
 
 
@@ -86,7 +86,7 @@ def test_one_recording_of_each_kind_predicts_within_the_stated_error(name: str, 
 
 
 def test_replaying_under_the_recordings_own_settings_repeats_it() -> None:
-    """Nothing changed: the same images by the same routes, nothing of it unseen."""
+    """Nothing changed: the same images by the same routes, and no outcome is assumed."""
     settings = Settings(**ROOMY)
     scenario = SCENARIOS["flapping, 5 minutes of 30"]
     truly = simulate(scenario, settings, seed=3)
@@ -94,14 +94,14 @@ def test_replaying_under_the_recordings_own_settings_repeats_it() -> None:
     replayed = measure(played, truth.incidents())
     assert distance(replayed, truly)["share"] < 0.01
     assert distance(replayed, truly)["mean"] < 0.01
-    assert replayed.unseen < 0.01
+    assert replayed.extrapolated_share < 0.01
 
 
 def test_what_was_never_seen_is_said_to_be_unseen() -> None:
     """Without a breaker, requests are sent whose outcome a recording with few probes lacks."""
     scenario, settings = SCENARIOS["outage of 30 minutes"], Settings(**ROOMY, breaker_mode="off")
     played, truth = replay(record(scenario, Settings(**ROOMY, breaker_reset_timeout=600)), settings)
-    assert measure(played, truth.incidents()).unseen > 0.1
+    assert measure(played, truth.incidents()).extrapolated_share > 0.1
 
 
 @pytest.mark.slow

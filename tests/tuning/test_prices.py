@@ -60,8 +60,8 @@ def test_a_recording_without_costs_has_the_same_dollars_before_and_after_a_repla
             log.cost[index] = float("nan")
     happened = measure(recorded_run(recording, settings), ())
     replayed, truth = replay(recording, settings)
-    assert happened.usd_per_image == pytest.approx(0.5)
-    assert measure(replayed, truth.incidents()).usd_per_image == pytest.approx(0.5)
+    assert happened.cost_usd_per_image == pytest.approx(0.5)
+    assert measure(replayed, truth.incidents()).cost_usd_per_image == pytest.approx(0.5)
 
 
 def test_the_default_models_have_a_price() -> None:

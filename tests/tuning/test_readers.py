@@ -26,17 +26,10 @@ from tuning_kit import read, recorded_by, same
 from resilient_imagen import Reason
 from resilient_imagen.telemetry.logs import LogSink
 from resilient_imagen.tuning import RecordingError, import_jaeger, import_logs, load
+from resilient_imagen.tuning.gather import gather
 from resilient_imagen.tuning.import_jaeger import rows_of_service
 from resilient_imagen.tuning.import_logs import FOREIGN, SKIPPED, UNCLEAR, read_rows
-from resilient_imagen.tuning.recording import (
-    Asked,
-    Attempted,
-    Configured,
-    Rejected,
-    Row,
-    gather,
-    to_json,
-)
+from resilient_imagen.tuning.rows import Asked, Attempted, Configured, Rejected, Row, to_json
 
 GOOGLE = "google:gemini-3-pro-image"
 GOOD = to_json(Attempted(1e9, "c", GOOGLE, 2.0))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from resilient_imagen import Reason, Settings
+from resilient_imagen.tuning.gather import gather
 from resilient_imagen.tuning.outcome_model import (
     NEVER,
     DeterministicRng,
@@ -18,7 +19,8 @@ from resilient_imagen.tuning.outcome_model import (
     SimulatedRequest,
 )
 from resilient_imagen.tuning.recorded_outcomes import ASSUMED_LATENCY, RecordedOutcomes
-from resilient_imagen.tuning.recording import Attempted, Recording, gather
+from resilient_imagen.tuning.recording import Recording
+from resilient_imagen.tuning.rows import Attempted
 
 ROUTE = "google:gemini-3-pro-image"
 FAILED = {"reason": Reason.OVERLOADED}
@@ -78,7 +80,7 @@ def test_a_retry_does_not_have_the_outcome_of_the_request_that_it_repeats() -> N
 
 
 def test_the_end_of_an_outage_in_a_gap_differs_by_draw() -> None:
-    """Between failures and images, the outage ends somewhere in the gap, and that is unseen."""
+    """Between failures and images, the outage ends somewhere in the gap, and that is not known."""
     found = recording(*every(0, 60, 10, **FAILED), *every(600, 900, 10))
     early, middle, late = shares(found, 70, 320, 590)
     assert early > 0.8
@@ -209,7 +211,7 @@ def test_costs_that_are_missing_are_filled_in() -> None:
         # found by probes alone, a minute and more apart
         ([(0, {}), (60, FAILED), (120, FAILED), (300, FAILED), (600, {})], [(60, 450)]),
         ([(0, {}), (60, FAILED), (75, FAILED), (90, {})], [(60, 82.5)]),
-        # a failure now and then is no trouble
+        # single failures are not an incident
         ([(at, FAILED if at % 100 == 0 else {}) for at in range(0, 1000, 10)], []),
         # still on at the end
         ([*every(0, 300, 10), *every(300, 400, 10, **FAILED)], [(300, 400)]),
@@ -218,7 +220,7 @@ def test_costs_that_are_missing_are_filled_in() -> None:
 def test_troubles_are_found(
     requests: Iterable[tuple[float, Any]], spans: list[tuple[float, float]]
 ) -> None:
-    """Failures that keep coming are a trouble, up to halfway to the next image; blips are none."""
+    """Repeated failures are an incident until halfway to the next image; single ones are not."""
     assert [tuple(span) for span in truth(recording(*requests)).incidents()] == spans
 
 

@@ -33,24 +33,24 @@ OUTAGE = Outage(start=600, duration=600, reason=Reason.OVERLOADED)
 
 def test_an_outage_of_ten_minutes_is_cheap() -> None:
     """The documented use: a team's own limit on wasted requests, in one assertion."""
-    measures = simulate(Scenario(troubles=(OUTAGE,)), Settings())
-    assert measures.doomed < 20
-    assert measures.failed == 0
-    assert measures.detected == measures.troubles == 1
+    measures = simulate(Scenario(outages=(OUTAGE,)), Settings())
+    assert measures.wasted_requests < 20
+    assert measures.lost_calls == 0
+    assert measures.detected == measures.incidents == 1
     assert measures.detect_s is not None
     assert measures.detect_s < 120
 
 
 def test_without_a_breaker_the_same_outage_is_not() -> None:
     """The assertion above can fail: with the breaker off every request of the outage is wasted."""
-    measures = simulate(Scenario(troubles=(OUTAGE,)), Settings(breaker_mode="off"))
-    assert measures.doomed > 60
+    measures = simulate(Scenario(outages=(OUTAGE,)), Settings(breaker_mode="off"))
+    assert measures.wasted_requests > 60
     assert measures.detected == 0
 
 
 def test_it_is_repeatable_and_hangs_on_its_seed() -> None:
     """Same arguments, same measures; another seed, another world."""
-    scenario = Scenario(troubles=(OUTAGE,))
+    scenario = Scenario(outages=(OUTAGE,))
     assert simulate(scenario, Settings(), seed=4) == simulate(scenario, Settings(), seed=4)
     assert simulate(scenario, Settings(), seed=4) != simulate(scenario, Settings(), seed=5)
 
@@ -59,7 +59,7 @@ def test_sinks_hear_of_every_call() -> None:
     """Sinks receive the events that a client's sinks would, and the measures stay the same."""
     from resilient_imagen.testing import RecordingSink
 
-    sink, scenario = RecordingSink(), Scenario(troubles=(OUTAGE,))
+    sink, scenario = RecordingSink(), Scenario(outages=(OUTAGE,))
     measures = simulate(scenario, Settings(), sinks=[sink])
     assert len(sink.calls) == measures.calls
     assert len(sink.attempts) == measures.requests
@@ -70,12 +70,12 @@ def test_sinks_hear_of_every_call() -> None:
 def test_measures_add_up() -> None:
     """Shares make one; images and failures make all calls; both vendors down means failures."""
     both = (OUTAGE, Outage(start=900, duration=120, provider="openai"))
-    measures = simulate(Scenario(troubles=both), Settings())
-    assert measures.failed > 0
-    assert measures.images + measures.failed == measures.calls
+    measures = simulate(Scenario(outages=both), Settings())
+    assert measures.lost_calls > 0
+    assert measures.images + measures.lost_calls == measures.calls
     assert math.isclose(sum(measures.share.values()), 1.0)
     assert measures.p50_s <= measures.p95_s <= measures.p99_s
-    assert measures.unseen == 0.0
+    assert measures.extrapolated_share == 0.0
 
 
 def test_a_hint_is_kept_to() -> None:
@@ -85,8 +85,8 @@ def test_a_hint_is_kept_to() -> None:
     )
     google = Service(latency=LatencyDistribution(10, 20))
     openai = Service(latency=LatencyDistribution(10, 20))
-    scenario = Scenario(services={"google": google, "openai": openai}, troubles=(throttled,))
-    assert simulate(scenario, Settings()).doomed == 2
+    scenario = Scenario(services={"google": google, "openai": openai}, outages=(throttled,))
+    assert simulate(scenario, Settings()).wasted_requests == 2
 
 
 def test_a_refused_key_closes_the_accounts_other_models_too() -> None:
@@ -94,26 +94,26 @@ def test_a_refused_key_closes_the_accounts_other_models_too() -> None:
     refused = Outage(start=600, duration=300, reason=Reason.UNAUTHENTICATED)
     chain = "google:gemini-3-pro-image,google:gemini-nano-banana-2.1,openai:gpt-image-2.5-flare"
     scenario = Scenario(
-        traffic=Traffic(per_minute=2, duration=1200, spacing="even"), troubles=(refused,)
+        traffic=Traffic(per_minute=2, duration=1200, spacing="even"), outages=(refused,)
     )
-    assert simulate(scenario, Settings(routes=chain)).doomed == 1
+    assert simulate(scenario, Settings(routes=chain)).wasted_requests == 1
 
 
 def test_money_is_counted_for_requests_that_were_given_up() -> None:
     """A hanging request is billed, though it brought no image."""
     hang = Outage(start=600, duration=300, reason=Reason.TIMEOUT)
-    measures = simulate(Scenario(troubles=(hang,)), Settings())
-    assert measures.doomed_usd == pytest.approx(measures.doomed * 0.134)
-    plain = simulate(Scenario(troubles=(hang,)), Settings(on_timeout="abandon"))
-    assert plain.doomed_s == pytest.approx(plain.doomed * 60, rel=0.05)
-    kept = simulate(Scenario(troubles=(hang,)), Settings(hedge_probe_after=None))
-    assert kept.doomed_s > 60 * kept.doomed, "requests go on until the next route delivers"
+    measures = simulate(Scenario(outages=(hang,)), Settings())
+    assert measures.wasted_usd == pytest.approx(measures.wasted_requests * 0.134)
+    plain = simulate(Scenario(outages=(hang,)), Settings(on_timeout="abandon"))
+    assert plain.wasted_s == pytest.approx(plain.wasted_requests * 60, rel=0.05)
+    kept = simulate(Scenario(outages=(hang,)), Settings(hedge_probe_after=None))
+    assert kept.wasted_s > 60 * kept.wasted_requests, "requests go on until the next route delivers"
 
 
 def test_both_requests_of_a_call_count() -> None:
     """A slow request that loses is recorded with its price, beside the one that served the call."""
     slow = Outage(start=0, duration=3600, share=0.0, slower=3.0)
-    scenario = Scenario(troubles=(slow,))
+    scenario = Scenario(outages=(slow,))
     settings = Settings(hedge_after=30, hedge_budget=1, ipm=100, max_concurrent=100)
     run = play(scenario, settings, seed=1)
     measures = simulate(scenario, settings, seed=1)
@@ -121,7 +121,7 @@ def test_both_requests_of_a_call_count() -> None:
     lost = [each for each in run.sent if each.reason is Reason.CANCELLED]
     assert set(requests.values()) == {1, 2}
     assert measures.requests == sum(requests.values()) > measures.images
-    assert measures.unused + measures.doomed == measures.requests - measures.images
+    assert measures.unused + measures.wasted_requests == measures.requests - measures.images
     assert measures.unused >= len(lost) > 100
     assert {each.cost_usd for each in lost} == {0.134, 0.18}
 
@@ -130,7 +130,7 @@ def test_a_probe_counts_although_its_call_has_ended() -> None:
     """A run ends when the probe that hangs beside the last call has reached its limit."""
     hang = Outage(start=600, duration=3600, reason=Reason.TIMEOUT)
     calls = [0.0, 600.0, 606.0, 612.0, 800.0]
-    scenario = Scenario(troubles=(hang,))
+    scenario = Scenario(outages=(hang,))
     truth = ScenarioOutcomes(scenario, Settings())
     run = run_simulation(Settings(), truth, calls)
     probe = run.sent[-1]
@@ -208,7 +208,7 @@ def test_nonsense_is_refused(kind: Any, field: str, value: object, says: str) ->
 def test_a_trouble_of_nobodys_is_refused() -> None:
     """A provider's name that is misspelt would be an outage that never happens."""
     with pytest.raises(ValueError, match="provider must be one of the services: google, openai"):
-        Scenario(troubles=(Outage(start=0, duration=60, provider="gogle"),))
+        Scenario(outages=(Outage(start=0, duration=60, provider="gogle"),))
 
 
 def test_inside_a_running_loop_it_says_what_to_do() -> None:
@@ -254,12 +254,12 @@ def test_traffic_comes_as_described() -> None:
 
 
 def test_troubles_repeat_ramp_and_overlap() -> None:
-    """Waves start as far apart as asked; a ramp grows; overlapping ones are one time of trouble."""
+    """Waves start at the given distance, a ramp grows, and overlapping outages are one incident."""
     starts = [each.start for each in waves(OUTAGE, every=900, times=3)]
     assert starts == [600, 1500, 2400]
     ramp = Outage(start=100, duration=100, ramp=50)
     assert [ramp.strength(at) for at in (99, 100, 125, 150, 199, 200)] == [0, 0, 0.5, 1, 1, 0]
-    scenario = Scenario(troubles=(OUTAGE, Outage(start=900, duration=600), ramp))
+    scenario = Scenario(outages=(OUTAGE, Outage(start=900, duration=600), ramp))
     spans = ScenarioOutcomes(scenario, Settings()).incidents()
     assert [tuple(span) for span in spans] == [(100, 200), (600, 1500)]
 

@@ -20,9 +20,10 @@ from resilient_imagen.telemetry import spans
 from resilient_imagen.telemetry.spans import SpanSink
 from resilient_imagen.testing import FakeProvider, run_virtual
 from resilient_imagen.tuning import Recording, RecordingError, import_jaeger
+from resilient_imagen.tuning.gather import gather
 from resilient_imagen.tuning.import_jaeger import rows_of_service
 from resilient_imagen.tuning.import_logs import FOREIGN
-from resilient_imagen.tuning.recording import Asked, Attempted, Configured, Row, gather
+from resilient_imagen.tuning.rows import Asked, Attempted, Configured, Row
 
 
 def above(span: ReadableSpan) -> str:
