@@ -95,7 +95,7 @@ class Case:
         """
         traffic = Traffic(per_minute=self.calls, duration=self.hours * 3600, spacing="even")
         outages = tuple(self.outages(15 + 3 * seed))
-        return Scenario(traffic=traffic, services=SERVICES, troubles=outages)
+        return Scenario(traffic=traffic, services=SERVICES, outages=outages)
 
     def outcomes(self, seed: int) -> ScenarioOutcomes:
         """Return the outcome model of a variant."""
