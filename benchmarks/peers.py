@@ -3,11 +3,10 @@
     <its python> benchmarks/peers.py cost LIBRARY [CALLS]         # JSON, as call_cost.py
     <its python> benchmarks/peers.py outage LIBRARY [VARIANTS]    # JSON, the first outage
 
-``cost`` is the processor time that a fallback adds to the library's own model without one. All
-settings are the library's own, with these exceptions: in ``cost`` nothing is retried, so that
-nothing sleeps, and no breaker opens; in ``outage`` a request has a limit of 60 s. In ``outage`` the
-library decides when to send a request to which vendor; the responses are simulated, on virtual
-time.
+``cost`` is the processor time of a call, less that of awaiting the vendor's function. All settings
+are the library's own, with these exceptions: in ``cost`` nothing is retried, so that nothing
+sleeps, and no breaker opens; in ``outage`` a request has a limit of 60 s. In ``outage`` the library
+decides when to send a request to which vendor; the responses are simulated, on virtual time.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ Ask = Callable[[str], Awaitable[object]]
 """Asks for the image of a call."""
 
 
-def pydantic_ai(send: Send, *, once: bool) -> tuple[Ask, Ask]:
+def pydantic_ai(send: Send, *, once: bool) -> Ask:
     """``FallbackModel`` over two function models, without an agent."""
     from pydantic_ai.exceptions import ModelHTTPError
     from pydantic_ai.messages import ModelRequest, ModelResponse, TextPart, UserPromptPart
@@ -59,11 +58,10 @@ def pydantic_ai(send: Send, *, once: bool) -> tuple[Ask, Ask]:
         answer: Awaitable[object] = model.request([request], None, ModelRequestParameters())
         return answer
 
-    first = model(0)
-    return partial(ask, first), partial(ask, FallbackModel(first, model(1)))
+    return partial(ask, FallbackModel(model(0), model(1)))
 
 
-def litellm(send: Send, *, once: bool) -> tuple[Ask, Ask]:
+def litellm(send: Send, *, once: bool) -> Ask:
     """``Router.aimage_generation`` with a fallback, over custom providers."""
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else the import loads prices
     import litellm
@@ -90,10 +88,10 @@ def litellm(send: Send, *, once: bool) -> tuple[Ask, Ask]:
         fallbacks=[{"first": ["second"]}],
         **({"num_retries": 0} if once else {}),
     )
-    return partial(send, 0), lambda call: router.aimage_generation(prompt=call, model="first")
+    return lambda call: router.aimage_generation(prompt=call, model="first")
 
 
-def tenacity(send: Send, *, once: bool) -> tuple[Ask, Ask]:
+def tenacity(send: Send, *, once: bool) -> Ask:
     """Up to three attempts through a breaker of pybreaker, then the other vendor."""
     import pybreaker
     from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
@@ -118,20 +116,20 @@ def tenacity(send: Send, *, once: bool) -> tuple[Ask, Ask]:
         except (ConnectionError, pybreaker.CircuitBreakerError):
             await send(1, call)
 
-    return partial(send, 0), chain
+    return chain
 
 
-LIBRARIES: dict[str, Callable[..., tuple[Ask, Ask]]] = {
+LIBRARIES: dict[str, Callable[..., Ask]] = {
     "tenacity": tenacity,
     "pydantic_ai": pydantic_ai,
     "litellm": litellm,
 }
-"""Functions that return the library's model without and with a fallback; without retries and
-breaker if ``once`` is true."""
+"""Functions that return the library's chain of both vendors; without retries and breaker if
+``once`` is true."""
 
 
 async def cost(name: str, calls: int) -> Figures:
-    """Return the microseconds of processor time that a fallback adds to a call."""
+    """Return the microseconds of processor time of a call, less those of the vendor's function."""
 
     async def up(_route: int, _call: str) -> bool:
         return True
@@ -139,14 +137,14 @@ async def cost(name: str, calls: int) -> Figures:
     async def down(route: int, _call: str) -> bool:
         return route == 1
 
-    async def added(send: Send) -> float:
-        # Its own model, without a fallback, is what an application has anyway.
-        alone, _ = LIBRARIES[name](up, once=True)
-        _, chain = LIBRARIES[name](send, once=True)
-        taken = await best(calls, alone=lambda: alone("x"), chain=lambda: chain("x"))
-        return taken["chain"] - taken["alone"]
-
-    return {"ok": await added(up), "fallback": await added(down)}
+    ok, falls_back = (LIBRARIES[name](send, once=True) for send in (up, down))
+    taken = await best(
+        calls,
+        bare=lambda: up(0, "x"),
+        ok=lambda: ok("x"),
+        fallback=lambda: falls_back("x"),
+    )
+    return {name: taken[name] - taken["bare"] for name in ("ok", "fallback")}
 
 
 def design(name: str, vendors: Vendors, _: Case) -> Serve:
@@ -161,7 +159,7 @@ def design(name: str, vendors: Vendors, _: Case) -> Serve:
             served[call] = route
         return good
 
-    _alone, chain = LIBRARIES[name](send, once=False)
+    chain = LIBRARIES[name](send, once=False)
 
     async def image(call: int) -> int:
         try:
