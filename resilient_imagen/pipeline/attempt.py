@@ -68,7 +68,7 @@ class AttemptExecutor:
         """Use the delays of other settings; see `OverlapPolicy.reconfigure`."""
         self._overlap.reconfigure(settings)
 
-    async def run(  # noqa: PLR0915 - one request from its start to its record
+    async def run(
         self, call: CallState, state: RouteState, slot: Slot, permit: Permit
     ) -> AttemptOutcome:
         """Send the request, settle its permit, record it, and return how it ended.
@@ -82,34 +82,8 @@ class AttemptExecutor:
         if call.success_event is not None:  # an image has come just now; the call ends this task
             state.cancel(CancelCause.DELIVERED)
             await asyncio.sleep(0)
-        overlap = (state.overlap or call.overlap) if call.in_flight else None
-        call.overlap = call.overlap or overlap
         cancellations = _cancellation_count()
-        call.on_start.fire()
-        call.report("sending", route)
-        call.retries += state.step.note_sent(route) > 1
-        number, endpoint = state.step.attempt_number, route.endpoint
-        slot.consume()
-        sent = AttemptStarted(
-            at=loop.time(),
-            call_id=call.id,
-            provider=route.provider.name,
-            model=route.model,
-            number=number,
-            limit=max(state.step.max_attempts, number),
-            operation=call.request.operation,
-            base_url=endpoint.base_url,
-            telemetry_name=endpoint.telemetry_name,
-            admitted=permit.state.value,
-            probe=permit.probe,
-            queue_s=state.queue_s,
-            resolution=request.resolution,
-            time_limit_s=route.timeout,
-            prompt_hints=state.adapted.hints,
-            overlap=None if overlap is None else str(overlap),
-        )
-        permit.begin(origin=sent)
-        self._dispatcher.emit(sent)
+        sent = self._begin(call, state, slot, permit)
         started = state.sent_at = loop.time()
         limit = state.deadline.limit_attempt(started, route.timeout, call.deadline)
         # When a request is kept, its end is set once it has passed its limit.
@@ -161,9 +135,62 @@ class AttemptExecutor:
                 self._dispatcher.emit(event)
                 raise failure.error  # noqa: B904 - what was caught, or a cancellation in its place
             return AttemptFailure(failure.provider_error, event)
-        route.record_success(request.resolution, latency)
+        silent = previews is not None and previews.is_silent()
+        return self._record_success(
+            call, state, sent, permit, answer, image, latency, silent=silent
+        )
+
+    def _begin(
+        self, call: CallState, state: RouteState, slot: Slot, permit: Permit
+    ) -> AttemptStarted:
+        """Record that a request is sent now."""
+        route = state.route
+        overlap = (state.overlap or call.overlap) if call.in_flight else None
+        call.overlap = call.overlap or overlap
+        call.on_start.fire()
+        call.report("sending", route)
+        call.retries += state.step.note_sent(route) > 1
+        number, endpoint = state.step.attempt_number, route.endpoint
+        slot.consume()
+        sent = AttemptStarted(
+            at=call.loop.time(),
+            call_id=call.id,
+            provider=route.provider.name,
+            model=route.model,
+            number=number,
+            limit=max(state.step.max_attempts, number),
+            operation=call.request.operation,
+            base_url=endpoint.base_url,
+            telemetry_name=endpoint.telemetry_name,
+            admitted=permit.state.value,
+            probe=permit.probe,
+            queue_s=state.queue_s,
+            resolution=state.adapted.request.resolution,
+            time_limit_s=route.timeout,
+            prompt_hints=state.adapted.hints,
+            overlap=None if overlap is None else str(overlap),
+        )
+        permit.begin(origin=sent)
+        self._dispatcher.emit(sent)
+        return sent
+
+    def _record_success(
+        self,
+        call: CallState,
+        state: RouteState,
+        sent: AttemptStarted,
+        permit: Permit,
+        answer: ProviderResult,
+        image: FittedImage,
+        latency: float,
+        *,
+        silent: bool,
+    ) -> AttemptSuccess:
+        """Settle the permit of a request that brought an image, and record it."""
+        route, resolution = state.route, sent.resolution
+        route.record_success(resolution, latency)
         settlement = permit.settle(BreakerOutcome.SUCCESS)
-        usage = route.usage(answer, request.resolution)
+        usage = route.usage(answer, resolution)
         attempt = Attempt(
             route.provider.name,
             route.model,
@@ -174,11 +201,11 @@ class AttemptExecutor:
             usage=usage,
             may_have_been_billed=True,
             images=1 + len(image.others),
-            silent=previews is not None and previews.is_silent(),
+            silent=silent,
         )
         call.record(attempt)
         event = AttemptEnded(
-            at=loop.time(),
+            at=call.loop.time(),
             call_id=call.id,
             sent=sent,
             attempt=attempt,
