@@ -44,11 +44,7 @@ from resilient_imagen.tuning.scenario import (
     Service,
     Traffic,
 )
-from resilient_imagen.tuning.simulation_run import (
-    SimulatedAttempt,
-    SimulationResult,
-    SimulationRun,
-)
+from resilient_imagen.tuning.simulation_run import SimulatedAttempt, SimulationResult
 from resilient_imagen.virtualtime import run_virtual
 
 GOOGLE, OPENAI, LOST = 0, 1, -1
@@ -142,10 +138,10 @@ CASES = (
 class Vendors:
     """Responds to the requests of a design, and records them."""
 
-    def __init__(self, case: Case, seed: int, result: SimulationResult) -> None:
+    def __init__(self, case: Case, seed: int) -> None:
         self.seed = seed
+        self.result = SimulationResult(tuple(SERVICES))
         self._outcomes = case.outcomes(seed)
-        self._sent = result.sent
         self._numbers: Counter[tuple[int, int]] = Counter()
 
     async def send(self, call: int, route: int, limit: float = LIMIT) -> Reason | None:
@@ -158,12 +154,15 @@ class Vendors:
         if seconds > limit:
             reason, seconds = Reason.TIMEOUT, limit
         await asyncio.sleep(seconds)
-        self._sent.append(SimulatedAttempt(call, route, at, seconds, reason, 0.0, seen=True))
+        sent = SimulatedAttempt(call, route, at, seconds, reason, cost_usd=0.0, seen=True)
+        self.result.sent.append(sent)
+        if reason is None:
+            self.result.served[call] = route
         return reason
 
 
-Serve = Callable[[int], Awaitable[int]]
-"""Serves a call; returns the route that brought the image, or LOST."""
+Serve = Callable[[int], Awaitable[None]]
+"""Sends requests for a call until one brings an image, or gives up."""
 Design = Callable[[Vendors, Case], Serve]
 
 
@@ -174,17 +173,18 @@ def run_design(
     run: Callable[[Coroutine[Any, Any, None]], None] = run_virtual,
 ) -> SimulationResult:
     """Send the case's callers through a design; ``run`` runs it on an event loop."""
-    result = SimulationResult(tuple(SERVICES))
-    record = SimulationRun(case.outcomes(seed), result, seed)
+    vendors = Vendors(case, seed)
+    result = vendors.result
 
     async def main() -> None:
-        serve = design(Vendors(case, seed, result), case)
+        serve = design(vendors, case)
 
         async def caller(call: int) -> None:
-            asked = now()
-            record.record_start(asked)
-            route = await serve(call)
-            record.record_end(call, now() - asked, route)
+            result.started.append(now())
+            result.seconds.append(0.0)
+            result.served.append(LOST)
+            await serve(call)
+            result.seconds[call] = now() - result.started[call]
 
         async with asyncio.TaskGroup() as callers:
             for call, at in enumerate(case.arrivals(seed)):
@@ -205,10 +205,10 @@ def now() -> float:
 def bare(vendors: Vendors, _: Case) -> Serve:
     """One request."""
 
-    async def image(call: int) -> int:
-        return GOOGLE if await vendors.send(call, GOOGLE, NO_LIMIT) is None else LOST
+    async def serve(call: int) -> None:
+        await vendors.send(call, GOOGLE, NO_LIMIT)
 
-    return image
+    return serve
 
 
 def retries(vendors: Vendors, case: Case) -> Serve:
@@ -216,7 +216,7 @@ def retries(vendors: Vendors, case: Case) -> Serve:
     slots, turn, gap = asyncio.Semaphore(case.slots), asyncio.Lock(), 60.0 / case.per_minute
     chance, last = random.Random(vendors.seed), -gap
 
-    async def image(call: int) -> int:
+    async def serve(call: int) -> None:
         nonlocal last
         async with slots:
             async with turn:
@@ -225,32 +225,32 @@ def retries(vendors: Vendors, case: Case) -> Serve:
             for number in range(3):
                 reason = await vendors.send(call, GOOGLE)
                 if reason is None:
-                    return GOOGLE
+                    return
                 if reason is not Reason.TIMEOUT and number < 2:
                     await asyncio.sleep(max(1.0, 5.0 * 2**number * chance.uniform(0.7, 1.3)))
-            return OPENAI if await vendors.send(call, OPENAI) is None else LOST
+            await vendors.send(call, OPENAI)
 
-    return image
+    return serve
 
 
 def cooldown(vendors: Vendors, _: Case) -> Serve:
     """Quick retries, then exclude the failing route for a while; no probe."""
     chance, failed, excluded_until = random.Random(vendors.seed), deque[float](maxlen=3), 0.0
 
-    async def image(call: int) -> int:
+    async def serve(call: int) -> None:
         nonlocal excluded_until
         for number in range(3):
             if now() < excluded_until:
                 break
             if await vendors.send(call, GOOGLE) is None:
-                return GOOGLE
+                return
             failed.append(now())
             if len(failed) == 3 and failed[0] >= now() - 60.0:
                 excluded_until = now() + 60.0
             await asyncio.sleep(0.5 * 2**number + chance.uniform(0.0, 0.75))
-        return OPENAI if await vendors.send(call, OPENAI) is None else LOST
+        await vendors.send(call, OPENAI)
 
-    return image
+    return serve
 
 
 def ours(case: Case, seed: int) -> SimulationResult:
