@@ -47,6 +47,7 @@ from resilient_imagen.stream import ProgressStream
 from resilient_imagen.telemetry import default_sinks
 from resilient_imagen.telemetry.dispatcher import SinkDispatcher
 from resilient_imagen.telemetry.events import OperatorWarning, now
+from resilient_imagen.telemetry.minutes import MinuteCounters
 from resilient_imagen.telemetry.settings_report import SettingsReporter
 from resilient_imagen.tracebacks import clear_frame_locals, hide_frame_locals
 
@@ -127,6 +128,10 @@ class ImageClient:
             self._warn("unknown_variable", warning)
         usable = collect_providers(self.settings, providers or (), self._warn)
         self._coordinator = _new_coordinator(self.settings, usable.values(), self._warn)
+        if self._coordinator is not None:
+            counters = MinuteCounters()
+            self._dispatcher.add(counters)
+            self._coordinator.take_counters = counters.take
         self._routing = Router(self.settings, usable, self._dispatcher, self._coordinator)
         attempts = AttemptExecutor(
             self._dispatcher,

@@ -12,45 +12,21 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import trace
 
 from resilient_imagen.telemetry import events
+from resilient_imagen.telemetry.minutes import MinuteCounters
 from resilient_imagen.telemetry.summaries import summary
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
 
-__all__ = ["MINUTES", "Activity", "Minute"]
+    from resilient_imagen.telemetry.minutes import Minute
 
-MINUTES: Final = 60
-"""Number of minutes that are kept."""
+__all__ = ["Activity", "as_rows"]
+
 _MAX_ENTRIES: Final = 20
 """Number of different fallbacks, and of different changes, that are kept."""
 _MAX_TRACES: Final = 3
 """Number of trace ids, the latest ones, that are kept for equal fallbacks."""
-_MINUTE: Final = 60.0
-
-
-@dataclass(slots=True)
-class Minute:
-    """Counts of one minute."""
-
-    calls: int = 0
-    """Calls that ended."""
-    images: int = 0
-    """Images that were delivered."""
-    fallback_images: int = 0
-    """Images that another route than the first one delivered."""
-    failed: int = 0
-    """Calls that ended without an image, except those that the caller cancelled."""
-    requests: int = 0
-    """Requests to providers that ended."""
-    request_failures: int = 0
-    """Requests that failed."""
-    wait_s: float = 0.0
-    """Seconds that the calls waited: in queues, and between retries."""
-    longest_wait_s: float = 0.0
-    """The longest wait of a single call."""
-    cost_usd: float = 0.0
-    unpriced: int = 0
-    """Images whose price is unknown."""
+_HOUR: Final = 3600.0
 
 
 @dataclass(slots=True)
@@ -69,18 +45,14 @@ class Activity:
     inline = True
 
     def __init__(self) -> None:
-        self._minutes: deque[tuple[int, Minute]] = deque(maxlen=MINUTES)
-        """Minutes in which something happened, by their number in loop time; the latest last."""
+        self._counters = MinuteCounters()
         self._fallbacks: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._changes: OrderedDict[Hashable, _Entry] = OrderedDict()
 
     def handle(self, event: events.Event) -> None:
         """Count one event."""
+        self._counters.handle(event)
         match event:
-            case events.AttemptEnded():
-                self._count_request(event)
-            case events.RequestEnded():
-                self._count_call(event)
             case events.RouteFallback():
                 fallback = (event.from_route, event.to_route, event.cause, event.hedged)
                 _remember(self._fallbacks, fallback, event, traced=True)
@@ -95,9 +67,7 @@ class Activity:
 
     def minutes(self) -> list[Minute]:
         """Return the last hour, the current minute last; minutes without calls are zero."""
-        known = dict(self._minutes.copy())
-        current = int(events.now() // _MINUTE)
-        return [known.get(each) or Minute() for each in range(current - MINUTES + 1, current + 1)]
+        return self._counters.minutes()
 
     def fallbacks(self) -> list[dict[str, Any]]:
         """Return the fallbacks of the last hour, the latest first; equal ones are counted."""
@@ -106,36 +76,6 @@ class Activity:
     def changes(self) -> list[dict[str, Any]]:
         """Return the last hour's changes of breakers, orders and warnings, the latest first."""
         return list(_rows(self._changes))
-
-    def _minute(self, at: float) -> Minute:
-        number = int(at // _MINUTE)
-        if not self._minutes or self._minutes[-1][0] < number:
-            self._minutes.append((number, Minute()))
-        return self._minutes[-1][1]
-
-    def _count_request(self, event: events.AttemptEnded) -> None:
-        minute = self._minute(event.at)
-        minute.requests += 1
-        minute.request_failures += event.reason is not None or event.error_type is not None
-        usage = event.usage
-        if usage is not None and usage["cost_usd"] is not None:
-            minute.cost_usd += usage["cost_usd"]
-        elif event.reason is None and event.error_type is None:
-            minute.unpriced += 1
-
-    def _count_call(self, event: events.RequestEnded) -> None:
-        minute = self._minute(event.at)
-        minute.calls += 1
-        wait = event.queue_s + event.backoff_s
-        minute.wait_s += wait
-        minute.longest_wait_s = max(minute.longest_wait_s, wait)
-        if event.result is not None:
-            images = 1 + len(event.result.more_images)
-            minute.images += images
-            if event.fallback_cause is not None:
-                minute.fallback_images += images
-        elif event.outcome != "cancelled":
-            minute.failed += 1
 
 
 def as_rows(minutes: list[Minute]) -> list[dict[str, Any]]:
@@ -151,7 +91,7 @@ def _remember(
     traced: bool = False,
 ) -> None:
     entry = entries.get(key)
-    if entry is None or event.at - entry.event.at > MINUTES * _MINUTE:
+    if entry is None or event.at - entry.event.at > _HOUR:
         entry = entries[key] = _Entry(event, event.at)
     entries.move_to_end(key)
     if len(entries) > _MAX_ENTRIES:
@@ -168,7 +108,7 @@ def _rows(entries: OrderedDict[Hashable, _Entry]) -> Iterator[dict[str, Any]]:
     now = events.now()
     for entry in reversed(entries.copy().values()):
         age = now - entry.event.at
-        if age <= MINUTES * _MINUTE:
+        if age <= _HOUR:
             yield {
                 "age_s": round(age, 1),
                 "sentence": summary(entry.event),

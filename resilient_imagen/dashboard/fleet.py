@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
-from resilient_imagen.dashboard.view import headline
+from resilient_imagen.dashboard.activity import as_rows
+from resilient_imagen.dashboard.view import headline, minute_notices
 from resilient_imagen.distributed.fleet_status import read_status
 from resilient_imagen.errors import ConfigurationError
 from resilient_imagen.health import assess
 from resilient_imagen.telemetry import events
+from resilient_imagen.telemetry.minutes import Minute
 from resilient_imagen.telemetry.summaries import summary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from resilient_imagen.control import Order
     from resilient_imagen.control.fleet import FleetOrders, PastOrder, SharedOrder, StoredOrders
@@ -58,6 +61,7 @@ class FleetSource:
         routes = [_route(each, stored.hold_on(each.name)) for each in found]
         primary = {each.route for each in found if each.name in self._primary}
         health = _health(routes, primary)
+        minutes = None if status.minutes is None else [_minute(each) for each in status.minutes]
         address = self._fleet.address
         place = f"Redis at {address.shown}, keys {address.namespace}:*"
         return {
@@ -67,9 +71,9 @@ class FleetSource:
             "headline": headline(health, routes)
             if routes
             else "No process has shared anything within the last hour.",
-            "notices": list(_notices(status, stored)),
+            "notices": [*_notices(status, stored), *minute_notices(minutes or ())],
             "routes": routes,
-            "minutes": None,
+            "minutes": None if minutes is None else as_rows(minutes),
             "fallbacks": None,
             "changes": _changes(stored.history),
             "queues": [
@@ -162,6 +166,15 @@ def _route(status: RouteStatus, hold: SharedOrder | None) -> RouteView:
         "held": "open",
         "next_probe_s": hold.left_s,
     }
+
+
+def _minute(counters: Mapping[str, float]) -> Minute:
+    """Return the counters that this version knows."""
+    found = Minute()
+    for each in fields(Minute):
+        number = type(getattr(found, each.name))
+        setattr(found, each.name, number(counters.get(each.name, 0)))
+    return found
 
 
 def _notices(status: FleetStatus, stored: StoredOrders) -> Iterable[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypedDict
 
-from resilient_imagen.dashboard.activity import Activity, Minute, as_rows
+from resilient_imagen.dashboard.activity import Activity, as_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -12,8 +12,18 @@ if TYPE_CHECKING:
     from resilient_imagen.client import ImageClient
     from resilient_imagen.control import Order
     from resilient_imagen.snapshots import HedgingSnapshot, RouteSnapshot
+    from resilient_imagen.telemetry.minutes import Minute
 
-__all__ = ["ClientSource", "OrderView", "QueueView", "RouteView", "Source", "View", "headline"]
+__all__ = [
+    "ClientSource",
+    "OrderView",
+    "QueueView",
+    "RouteView",
+    "Source",
+    "View",
+    "headline",
+    "minute_notices",
+]
 
 _RECENT: Final = 5
 """Number of minutes that notices cover."""
@@ -86,7 +96,7 @@ class View(TypedDict):
     notices: list[str]
     routes: list[RouteView]
     minutes: list[dict[str, Any]] | None
-    """The last hour, see ``Minute``; None if only the processes know it."""
+    """The last hour, see ``Minute``; None if nobody has counted."""
     fallbacks: list[dict[str, Any]] | None
     changes: list[dict[str, Any]] | None
     """Changes of circuits, orders and warnings; of a fleet, the last orders of operators."""
@@ -134,7 +144,10 @@ class ClientSource:
             "orders_reach": "this process only",
             "status": health["status"],
             "headline": headline(health["status"], routes, health["reasons"]),
-            "notices": [*_order_notice(len(snapshot["control"]["orders"])), *_notices(minutes)],
+            "notices": [
+                *_order_notice(len(snapshot["control"]["orders"])),
+                *minute_notices(minutes),
+            ],
             "routes": routes,
             "minutes": as_rows(minutes),
             "fallbacks": self._activity.fallbacks(),
@@ -250,7 +263,7 @@ def _order_notice(count: int) -> list[str]:
     return ["An operator's order is in force." if count == 1 else f"{count} orders are in force."]
 
 
-def _notices(minutes: Sequence[Minute]) -> Iterable[str]:
+def minute_notices(minutes: Sequence[Minute]) -> Iterable[str]:
     """Return sentences about events of the last minutes that the breakers' states do not show."""
     recent = minutes[-_RECENT:]
     failed, calls = sum(each.failed for each in recent), sum(each.calls for each in recent)
@@ -262,6 +275,6 @@ def _notices(minutes: Sequence[Minute]) -> Iterable[str]:
         yield (
             f"{others} of {images} images of the last {_RECENT} minutes came from a fallback route."
         )
-    wait = max(each.longest_wait_s for each in recent)
+    wait = max((each.longest_wait_s for each in recent), default=0.0)
     if wait >= _NOTABLE_WAIT:
         yield f"A call of the last {_RECENT} minutes waited for {wait:.0f} s."

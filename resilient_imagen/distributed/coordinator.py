@@ -23,13 +23,13 @@ from weakref import WeakSet
 
 from resilient_imagen.distributed.connection import RedisConnectionFactory
 from resilient_imagen.distributed.participant import Participant, PendingCommand
-from resilient_imagen.distributed.scripts import PROTOCOL, REGISTER, ScriptCall
+from resilient_imagen.distributed.scripts import PROTOCOL, REGISTER, ScriptCall, microseconds
 from resilient_imagen.distributed.session import ANSWER_WITHIN, Session, by, running_loop
 from resilient_imagen.distributed.store import MisconfiguredError, StoreUnavailableError
 from resilient_imagen.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from resilient_imagen.distributed.participant import Answer
     from resilient_imagen.distributed.redis_address import Address
@@ -72,7 +72,7 @@ def _ignore(_: object) -> None:
 
 def registry_keys(address: Address) -> tuple[str, ...]:
     """Return the keys of `register.lua`."""
-    return tuple(address.key(kind, "fleet") for kind in ("topics", "members", "seen"))
+    return tuple(address.key(kind, "fleet") for kind in ("topics", "members", "seen", "minutes"))
 
 
 class RedisCoordinator:
@@ -102,6 +102,9 @@ class RedisCoordinator:
         """Number of workers with a heartbeat within the last minute, including this one."""
         self.on_message: Callable[[bytes], None] = _ignore
         """Called on the loop with each message that is not about a breaker."""
+        self.take_counters: Callable[[], Iterable[tuple[float, Mapping[str, float]]]] = tuple
+        """Returns counters to add to those of all workers, each with its age in seconds. Counters
+        whose names begin with `longest_` are maxima, others are sums."""
         self._process = os.getpid()
         self._warn = warn
         self._accounts = dict(accounts or {})
@@ -362,6 +365,9 @@ class RedisCoordinator:
             "description": json.dumps(description),
             "resources": sorted(settings),
             "leaving": leaving,
+            "minutes": [
+                {"age": microseconds(age), "counts": counts} for age, counts in self.take_counters()
+            ],
         }
         return ScriptCall(REGISTER, registry_keys(self.address), arguments)
 

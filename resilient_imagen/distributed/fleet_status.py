@@ -35,6 +35,10 @@ _LIVE = 60.0
 _TIMEOUT: Final = 5.0
 _STATES = frozenset(map(str, BreakerState))
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
+_COUNTER = re.compile(r"([0-9]{1,12}) ([a-z_]{1,40})")
+_AMOUNT = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,6})?")
+_MINUTE: Final = 60_000_000
+_MINUTES: Final = 60
 _WORDS = re.compile(r"[\w.=: @/+-]{0,500}", re.ASCII)
 """Texts of other workers that may be shown."""
 
@@ -101,6 +105,9 @@ class FleetStatus(NamedTuple):
     routes: tuple[RouteStatus, ...]
     paces: tuple[LimiterStatus, ...]
     workers: tuple[WorkerStatus, ...]
+    minutes: tuple[Mapping[str, float], ...] | None
+    """The counters of all workers for each minute of the last hour, the current one last; None if
+    there are none."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the status as plain JSON."""
@@ -124,7 +131,7 @@ async def read_status(address: Address) -> FleetStatus:
         async with asyncio.timeout(_TIMEOUT), factory.reader() as redis:
             seconds, micros = await redis.time()
             now = seconds * 1_000_000 + micros
-            topics, members, seen = registry_keys(address)
+            topics, members, seen, counters = registry_keys(address)
             names = [_text(name) for name in await redis.zrange(topics, 0, -1)]
             names = sorted(name for name in names if name.isprintable())
             routes = [
@@ -134,11 +141,14 @@ async def read_status(address: Address) -> FleetStatus:
             ]
             paces = [await _pace(redis, address, name, now) for name in names if ":" not in name]
             workers = await _workers(redis, members, seen, now)
+            minutes = _minutes(await _hash(redis, counters), now)
     except TimeoutError:
         raise ConfigurationError(f"Redis at {address.shown}: no answer") from None
     except StoreUnavailableError as error:
         raise ConfigurationError(f"Redis at {address.shown}: {error}") from None
-    return FleetStatus(address.shown, address.namespace, tuple(routes), tuple(paces), workers)
+    return FleetStatus(
+        address.shown, address.namespace, tuple(routes), tuple(paces), workers, minutes
+    )
 
 
 def without_account(route: str, resources: Iterable[str]) -> str:
@@ -224,6 +234,17 @@ def _worker(name: str, description: str, silent_s: float) -> WorkerStatus:
     return WorkerStatus(
         name, version if _WORDS.fullmatch(version) else "unknown", protocol, silent_s, shown
     )
+
+
+def _minutes(stored: Mapping[str, str], now: int) -> tuple[Mapping[str, float], ...] | None:
+    current = now // _MINUTE
+    rows: dict[int, dict[str, float]] = {}
+    for field, value in stored.items():
+        counter = _COUNTER.fullmatch(field)
+        if counter is not None and _AMOUNT.fullmatch(value):
+            rows.setdefault(int(counter[1]), {})[counter[2]] = float(value)
+    recent = range(current - _MINUTES + 1, current + 1)
+    return tuple(rows.get(minute, {}) for minute in recent) if rows else None
 
 
 async def _hash(redis: Redis, key: str) -> Mapping[str, str]:

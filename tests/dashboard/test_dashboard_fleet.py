@@ -65,7 +65,7 @@ def test_an_outage_and_an_order(server: RedisServer) -> None:
             google = view["routes"][0]
             assert (google["route"], google["state"]) == ("google:pro", "open")
             assert 0 < google["next_probe_s"] <= 66
-            assert (view["minutes"], view["fallbacks"], view["hedging"]) == (None, None, None)
+            assert (view["fallbacks"], view["hedging"]) == (None, None)
             assert [each.partition(" (")[0] for each in view["workers"]] == ["2 processes"]
 
             order = {"action": "open", "target": "openai", "by": "ana", "seconds": 60}
@@ -94,6 +94,30 @@ async def until(port: int, condition: Any) -> dict[str, Any]:
             if condition(view):
                 return view
     raise AssertionError("the stream ended")
+
+
+def test_the_last_hour_is_the_sum_of_all_processes(server: RedisServer) -> None:
+    """Each process adds its counters every ten seconds, and at its end."""
+
+    async def main() -> None:
+        fleet = FleetOrders(Address.parse(server.url), None)
+        source = FleetSource(fleet, [step.accounts for step in Settings().routes])
+        assert (await source.read())["minutes"] is None
+        async with worker(server.url) as one, worker(server.url) as other:
+            await asyncio.gather(*(one.generate("a lighthouse") for _ in range(5)))
+            await other.generate("a lighthouse")
+        view = await source.read()
+        assert view["minutes"] is not None
+        assert len(view["minutes"]) == 60
+        totals = {
+            name: sum(minute[name] for minute in view["minutes"])
+            for name in ("calls", "images", "fallback_images", "failed")
+        }
+        assert totals == {"calls": 6, "images": 6, "fallback_images": 6, "failed": 0}
+        assert sum(minute["calls"] for minute in view["minutes"][-2:]) == 6
+        assert "6 of 6 images of the last 5 minutes came from a fallback route." in view["notices"]
+
+    run(main())
 
 
 def test_an_order_about_a_route_as_the_page_names_it(server: RedisServer) -> None:

@@ -195,13 +195,16 @@ def test_every_key_expires(server: RedisServer) -> None:
                 (TAKE, "a", 3, 1, HOUR, 0, 0, False),
             )
             calls = [speaker.step(action) for action in actions]
-            about = {"worker": "a", "description": "{}", "resources": ["r"], "leaving": False}
-            names = tuple(f"ttl:{kind}" for kind in ("topics", "members", "seen"))
+            about = {
+                "worker": "a", "description": "{}", "resources": ["r"], "leaving": False,
+                "minutes": [{"age": 0, "counts": {"calls": 1}}],
+            }  # fmt: skip
+            names = tuple(f"ttl:{kind}" for kind in ("topics", "members", "seen", "minutes"))
             await link.run([*calls, ScriptCall(REGISTER, names, about)])
         finally:
             await link.aclose()
         keys = [word for word in server.ask("KEYS", "*").decode().split("\r\n") if ":" in word]
-        kinds = "circuit workers seen pace queue wants pacers intervals topics members"
+        kinds = "circuit workers seen pace queue wants pacers intervals topics members minutes"
         assert {f"ttl:{kind}" for kind in kinds.split()} == set(keys)
         for key in keys:
             assert int(server.ask("PTTL", key).strip()[1:]) > 0

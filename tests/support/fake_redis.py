@@ -106,8 +106,10 @@ class LuaStore:
         return [part for pair in self.hashes.get(key, {}).items() for part in pair]
 
     def _hset(self, key: str, *pairs: str) -> int:
-        self.hashes.setdefault(key, {}).update(zip(pairs[::2], pairs[1::2], strict=True))
-        return 0
+        stored = self.hashes.setdefault(key, {})
+        before = len(stored)
+        stored.update(zip(pairs[::2], pairs[1::2], strict=True))
+        return len(stored) - before
 
     def _hvals(self, key: str) -> list[str]:
         return list(self.hashes.get(key, {}).values())
