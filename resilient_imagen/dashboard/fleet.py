@@ -162,7 +162,7 @@ def _route(status: RouteStatus, hold: SharedOrder | None) -> RouteView:
         **shown,
         "state": "forced_open",
         "since_s": max(0.0, hold.order.ttl - hold.left_s),
-        "cause": "by an operator",
+        "cause": f"by {hold.order.by}",
         "held": "open",
         "next_probe_s": hold.left_s,
     }

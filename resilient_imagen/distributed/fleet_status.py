@@ -128,6 +128,7 @@ async def read_status(address: Address) -> FleetStatus:
     """
     factory = RedisConnectionFactory(address)
     try:
+        await factory.prepare()  # a busy machine may take seconds for the import of redis-py
         async with asyncio.timeout(_TIMEOUT), factory.reader() as redis:
             seconds, micros = await redis.time()
             now = seconds * 1_000_000 + micros

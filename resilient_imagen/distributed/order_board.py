@@ -111,8 +111,10 @@ async def open_board(address: Address, seconds: float = _TIMEOUT) -> AsyncIterat
     Raises:
         ConfigurationError: Redis cannot be used, or does not answer; the text has the cause.
     """
+    factory = RedisConnectionFactory(address)
     try:
-        async with asyncio.timeout(seconds), RedisConnectionFactory(address).reader() as redis:
+        await factory.prepare()  # a busy machine may take seconds for the import of redis-py
+        async with asyncio.timeout(seconds), factory.reader() as redis:
             yield OrderBoard(redis, address)
     except TimeoutError:
         raise ConfigurationError(f"Redis at {address.shown}: no answer") from None
