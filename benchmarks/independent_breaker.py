@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final, NamedTuple
 
-from independent_events import Clock, Signal
+from simpy import Environment, Event
 
 __all__ = ["Breaker", "Permit", "Queue", "Rules"]
 
@@ -40,13 +40,13 @@ class Rules:
 class Queue:
     """First in, first out: slots for requests in flight, and places evenly spaced in time."""
 
-    def __init__(self, clock: Clock, rules: Rules) -> None:
-        self._clock, self._free, self._interval = clock, rules.max_concurrent, 60.0 / rules.ipm
-        self._next_place, self._line = 0.0, deque[Signal]()
+    def __init__(self, env: Environment, rules: Rules) -> None:
+        self._env, self._free, self._interval = env, rules.max_concurrent, 60.0 / rules.ipm
+        self._next_place, self._line = 0.0, deque[Event]()
 
-    def join(self) -> Signal:
-        """Return a signal that is fired when the turn has come."""
-        turn = Signal()
+    def join(self) -> Event:
+        """Return an event that is triggered when the turn has come."""
+        turn = self._env.event()
         self._line.append(turn)
         self._serve()
         return turn
@@ -54,17 +54,17 @@ class Queue:
     def _serve(self) -> None:
         if not self._line or not self._free:
             return
-        if self._next_place > self._clock.now + 1e-9:
-            self._clock.at(self._next_place, self._serve)
+        if (wait := self._next_place - self._env.now) > 1e-9:
+            self._env.timeout(wait).callbacks.append(lambda _: self._serve())
             return
         self._free -= 1
-        self._next_place = max(self._next_place, self._clock.now) + self._interval
-        self._line.popleft().fire()
+        self._next_place = max(self._next_place, self._env.now) + self._interval
+        self._line.popleft().succeed()
         self._serve()
 
-    def leave(self, turn: Signal) -> None:
+    def leave(self, turn: Event) -> None:
         """Leave the line, or give back a turn that was not used."""
-        if turn.fired:
+        if turn.triggered:
             self._next_place -= self._interval
             self.release()
         else:
@@ -86,16 +86,17 @@ class Permit(NamedTuple):
 class Breaker:
     """Closed, open for a time, or half-open with one probe."""
 
-    def __init__(self, clock: Clock, rules: Rules, chance: Random) -> None:
-        self._clock, self._rules, self._chance = clock, rules, chance
+    def __init__(self, env: Environment, rules: Rules, chance: Random) -> None:
+        self._env, self._rules, self._chance = env, rules, chance
         self.state, self.era = "closed", 0
         self._until, self._closes_itself = 0.0, False
         self._in_a_row, self._window = 0, deque[tuple[float, bool]]()
-        self.changed: Signal = Signal()
+        self.changed: Event = env.event()
+        """It is triggered at the next change of the state."""
 
     def ask(self) -> Permit | None:
         """Return a permit, or None if the request is rejected."""
-        if self.state == "open" and self._clock.now >= self._until:
+        if self.state == "open" and self._env.now >= self._until:
             self._move("closed" if self._closes_itself else "half-open")
             if self.state == "half-open":
                 return Permit(self.era, probe=True)
@@ -108,12 +109,12 @@ class Breaker:
     def hand_back(self, permit: Permit) -> None:
         """Let another request be the probe, if this is the permit of one."""
         if permit.probe and permit.era == self.era:
-            self._until = self._clock.now
+            self._until = self._env.now
             self._move("open")
 
     def vote(self, permit: Permit, reason: str | None, took: float, hint: float | None) -> None:
         """Count the outcome of a request."""
-        now = self._clock.now
+        now = self._env.now
         if self._rules.breaker_mode == "off":
             return
         if permit.era != self.era:
@@ -142,7 +143,7 @@ class Breaker:
 
     def _trips(self, reason: str) -> bool:
         rules = self._rules
-        while self._window and self._window[0][0] <= self._clock.now - rules.breaker_window:
+        while self._window and self._window[0][0] <= self._env.now - rules.breaker_window:
             self._window.popleft()
         failed, requests = sum(each for _, each in self._window), len(self._window)
         often = failed >= rules.breaker_failure_rate * requests
@@ -150,11 +151,12 @@ class Breaker:
         return self._in_a_row >= rules.breaker_fail_max or (enough and often)
 
     def _open(self, seconds: float, *, closes_itself: bool = False) -> None:
-        self._until, self._closes_itself = self._clock.now + seconds, closes_itself
+        self._until, self._closes_itself = self._env.now + seconds, closes_itself
         self._move("open")
 
     def _move(self, state: str) -> None:
         self.state, self.era = state, self.era + 1
         if state == "closed" and not self._closes_itself:
             self._in_a_row, self._window = 0, deque()
-        self.changed.fire()
+        changed, self.changed = self.changed, self._env.event()
+        changed.succeed()

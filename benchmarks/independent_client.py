@@ -1,7 +1,7 @@
 """Simulate calls for images without the library, to judge the tuner's predictions by the results.
 
-A plain discrete-event model, written from the rules in the guides: a queue with places by the
-minute, retries, a breaker for each route, a fallback, hedged probes, and requests that are kept
+A plain discrete-event model on SimPy, written from the rules in the guides: a queue with places by
+the minute, retries, a breaker for each route, a fallback, hedged probes, and requests that are kept
 past their limit. It shares no code with the pipeline, so an error in either of them shows as a
 difference. Deadlines, several images and accounts, shared state and half-open places are left out.
 
@@ -11,17 +11,16 @@ difference. Deadlines, several images and accounts, shared state and half-open p
 from __future__ import annotations
 
 import json
-import math
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, TypeAlias, TypeVar
 
 from independent_breaker import Breaker, Permit, Queue, Rules
-from independent_events import Clock, Process, Signal, Waits
 from independent_worlds import COSTS, ROUTES, World
+from simpy import Environment, Event
 
 __all__ = ["Results", "simulate"]
 
@@ -31,6 +30,10 @@ _TYPICAL: Final = (20.0, 25.0)
 _RETRIED: Final = frozenset({"overloaded", "server_error", "rate_limited"})
 """Reasons after which the same route is asked again."""
 _BILLED: Final = frozenset({None, "timeout", "cancelled"})
+
+T = TypeVar("T")
+Waits: TypeAlias = Generator[Event, Any, T]
+"""A process of SimPy, or a part of one, which yields events and goes on when they come."""
 
 
 @dataclass
@@ -67,22 +70,22 @@ class Client:
     """The queues and breakers of both routes, and the results so far."""
 
     def __init__(self, world: World, rules: Rules) -> None:
-        self.world, self.rules, self.clock, self.results = world, rules, Clock(), Results()
+        self.world, self.rules, self.env, self.results = world, rules, Environment(), Results()
         self.chance = Random(f"{world.seed} client")
-        self.queues = [Queue(self.clock, rules) for _ in ROUTES]
-        self.breakers = [Breaker(self.clock, rules, self.chance) for _ in ROUTES]
+        self.queues = [Queue(self.env, rules) for _ in ROUTES]
+        self.breakers = [Breaker(self.env, rules, self.chance) for _ in ROUTES]
         self.limits = (rules.per_call_timeout, rules.openai_timeout)
         self.latencies = [deque[float](maxlen=16) for _ in ROUTES]
 
     def run(self) -> Results:
         """Simulate all calls to their ends."""
         for number, at in enumerate(self.world.arrivals()):
-            self.clock.at(at, partial(self._arrive, number))
-        self.clock.run()
+            self.env.timeout(at).callbacks.append(partial(self._arrive, number))
+        self.env.run()
         return self.results
 
-    def _arrive(self, number: int) -> None:
-        self.results.rows.append({"asked": _EPOCH + self.clock.now, "call": str(number)})
+    def _arrive(self, number: int, _timeout: Event) -> None:
+        self.results.rows.append({"asked": _EPOCH + self.env.now, "call": str(number)})
         Call(self, number).go_on()
 
     def usual(self, route: int) -> float | None:
@@ -95,7 +98,7 @@ class Call:
     """One call: a branch for each route that was asked, of which the first image wins."""
 
     def __init__(self, client: Client, number: int) -> None:
-        self.client, self.number, self._started = client, number, client.clock.now
+        self.client, self.number, self._started = client, number, client.env.now
         self.branches: list[Branch] = []
         self._delivered = False
 
@@ -105,7 +108,7 @@ class Call:
             return False
         branch = Branch(self, len(self.branches))
         self.branches.append(branch)
-        self.client.clock.step(branch.run())
+        self.client.env.process(branch.run())
         return True
 
     def deliver(self, branch: Branch) -> None:
@@ -114,7 +117,7 @@ class Call:
             return
         self._delivered = True
         results = self.client.results
-        results.seconds.append(self.client.clock.now - self._started)
+        results.seconds.append(self.client.env.now - self._started)
         results.served[branch.route] += 1
         for other in self.branches:
             if other is branch or other.over:
@@ -122,7 +125,7 @@ class Call:
             if other.probes and other.route < branch.route:
                 other.detached = True
             else:
-                other.cancelled.fire()
+                other.cancelled.succeed()
 
     def fail(self) -> None:
         """Go on after a branch has failed."""
@@ -135,19 +138,19 @@ class Branch:
 
     def __init__(self, call: Call, route: int) -> None:
         self.call, self.route, client = call, route, call.client
-        self._client, self._clock, self._rules = client, client.clock, client.rules
+        self._client, self._env, self._rules = client, client.env, client.rules
         self._queue, self._breaker = client.queues[route], client.breakers[route]
         self._limit = client.limits[route]
-        self.cancelled = Signal()
+        self.cancelled = client.env.event()
         self.over = self.detached = self.probes = False
         """Whether it has ended, goes on after its call, and has a probe in flight."""
         self._voted = self._holds_slot = False
         self._sent, self._queued, self._number = 0.0, 0.0, 0
         self._first_failure: float | None = None
 
-    def run(self) -> Process:
+    def run(self) -> Waits[None]:
         """Ask the route until it delivers, or is given up."""
-        while not self.cancelled.fired:
+        while not self.cancelled.triggered:
             permit = yield from self._admitted()
             if permit is None:
                 break
@@ -159,18 +162,19 @@ class Branch:
                 self.over = True
                 self.call.deliver(self)
                 return
-            if self.cancelled.fired or self.detached:
+            if self.cancelled.triggered or self.detached:
                 break
             wait = self._back_off(reason, hint)
             if wait is None or self._has_successor:
                 break
-            wakes = self._clock.now + wait
-            while self._clock.now < wakes - 1e-9 and not self.cancelled.fired:
+            wakes = self._env.now + wait
+            while self._env.now < wakes - 1e-9 and not self.cancelled.triggered:
                 if not self._breaker.is_usable(wakes):
                     break
-                yield wakes - self._clock.now, (self._breaker.changed, self.cancelled)
+                slept = self._env.timeout(wakes - self._env.now)
+                yield slept | self._breaker.changed | self.cancelled
         self.over = True
-        if not self.cancelled.fired and not self.detached:
+        if not self.cancelled.triggered and not self.detached:
             self.call.fail()
 
     @property
@@ -179,24 +183,24 @@ class Branch:
 
     def _admitted(self) -> Waits[Permit | None]:
         """Return a permit; on the last route, wait for the outcome of a probe."""
-        while not self.cancelled.fired:
+        while not self.cancelled.triggered:
             if (permit := self._breaker.ask()) is not None:
                 return permit
             if self.route == 0 or self._breaker.state != "half-open":
-                self._record("rejected", self._clock.now)
+                self._record("rejected", self._env.now)
                 return None
-            yield math.inf, (self._breaker.changed, self.cancelled)
+            yield self._breaker.changed | self.cancelled
         return None
 
     def _through_queue(self, permit: Permit) -> Waits[Permit | None]:
         """Wait for the turn, unless the breaker opens; return the permit to send with."""
-        joined, turn = self._clock.now, self._queue.join()
-        while not turn.fired and not self.cancelled.fired:
-            if permit.era != self._breaker.era and not self._breaker.is_usable(self._clock.now):
+        joined, turn = self._env.now, self._queue.join()
+        while not turn.triggered and not self.cancelled.triggered:
+            if permit.era != self._breaker.era and not self._breaker.is_usable(self._env.now):
                 break
-            yield math.inf, (turn, self._breaker.changed, self.cancelled)
-        self._queued = self._clock.now - joined
-        if turn.fired and not self.cancelled.fired:
+            yield turn | self._breaker.changed | self.cancelled
+        self._queued = self._env.now - joined
+        if turn.triggered and not self.cancelled.triggered:
             current = permit if permit.era == self._breaker.era else self._breaker.ask()
             if current is not None:
                 return current
@@ -206,14 +210,14 @@ class Branch:
 
     def _request(self, permit: Permit) -> Waits[tuple[str | None, float | None]]:
         """Send a request, and record and count its outcome; return its reason and hint."""
-        sent = self._sent = self._clock.now
+        sent = self._sent = self._env.now
         reason, after, hint = self._client.world.outcome(
             self.route, sent, self.call.number, self._number
         )
         self._number += 1
         self.probes, self._voted = permit.probe, False
         answered = yield from self._response(permit, after)
-        took = self._clock.now - sent
+        took = self._env.now - sent
         if not answered:
             over = took >= self._limit - 1e-6
             reason, hint = "timeout" if over else "cancelled", None
@@ -246,10 +250,10 @@ class Branch:
         self._holds_slot, answered = True, False
         for moment, action in sorted(moments):
             at = self._sent + moment
-            while self._clock.now < at - 1e-9 and not self.cancelled.fired:
-                yield at - self._clock.now, (self.cancelled,)
-            answered = action == "response" and not self.cancelled.fired
-            if answered or action == "end" or self.cancelled.fired:
+            while self._env.now < at - 1e-9 and not self.cancelled.triggered:
+                yield self._env.timeout(at - self._env.now) | self.cancelled
+            answered = action == "response" and not self.cancelled.triggered
+            if answered or action == "end" or self.cancelled.triggered:
                 break
             self._act(action, permit, moment)
             if self.detached and self._voted:  # its call is over, and so is the round of probes
@@ -272,11 +276,11 @@ class Branch:
 
     @property
     def _next_is_usable(self) -> bool:
-        return self.route == 0 and self._client.breakers[1].is_usable(self._clock.now)
+        return self.route == 0 and self._client.breakers[1].is_usable(self._env.now)
 
     def _back_off(self, reason: str, hint: float | None) -> float | None:
         """Return the seconds until the route is asked again, or None."""
-        rules, now = self._rules, self._clock.now
+        rules, now = self._rules, self._env.now
         budget = rules.retry_base_delay * (2.0**rules.max_retries - 1)
         at_most = 1 + (rules.max_retries if self.route == 0 else min(1, rules.max_retries))
         if reason == "timeout" and rules.on_timeout != "keep" and not self._next_is_usable:
