@@ -108,7 +108,7 @@ def _recommend(
         _show(found, used)
         if json_file is not None:
             _write(json_file, _as_json(found, used))
-        if html is not None and not stopped():
+        if html is not None:
             from resilient_imagen.tuning.report_html import page
 
             _write(html, page(found, used))
@@ -255,6 +255,8 @@ def _show(found: Sweep, used: SettingsInEffect) -> None:
     _show_fidelity(console, found.fidelity, used)
     for line in report_text.limit_lines(found):
         console.print(line)
+    if not (found.fidelity.matches and found.evidence.is_enough):
+        return  # the same reason for each objective, which is the first line
     agreed = found.agreed is not None
     for objective in Objective:
         advice = found.advice[objective]
@@ -292,12 +294,14 @@ def _show_what_if(
     console = Console()
     for line in (*used.notes, *report_text.seen_line(used.recording)):
         console.print(line)
-    title = as_text(changes)
-    columns = {"recorded": found.recorded, "replayed": found.replayed, title: found.changed}
+    console.print(f"changed: {as_text(changes)}")
+    columns = {"recorded": found.recorded, "replayed": found.replayed, "changed": found.changed}
     _show_table(console, columns)
     _show_fidelity(console, found.fidelity, used)
     if not found.fidelity.matches:
-        console.print("So the last column says nothing.")
+        console.print("So the last column cannot be trusted.")
+    elif not found.evidence.is_enough:
+        console.print(f"The last column has little evidence. {found.evidence.missing}")
     if json_file is not None:
         _write(json_file, json.dumps(what_if_as_json(found, present, changes), indent=1) + "\n")
 

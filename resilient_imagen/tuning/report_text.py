@@ -138,10 +138,8 @@ def source_line(source: SettingsSource) -> str:
 def seen_line(recording: Recording) -> Iterator[str]:
     """Yield the contents of the recording, and the skipped data."""
     for route, log in recording.routes.items():
-        yield (
-            f"{route}: {len(log)} requests recorded, {len(log.rejected)} callers turned away by"
-            " its breaker (what they would have met is not known)."
-        )
+        rejected = f"; its breaker rejected {len(log.rejected)} calls" if log.rejected else ""
+        yield f"{route}: {len(log)} requests were recorded{rejected}."
     yield from gap_line(recording)
     yield from left_out(recording)
 

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Sweep", "WhatIf", "sweep", "what_if"]
 
-_FEW_DRAWS: Final = 2
-"""Draws after an interruption."""
+_FEW_DRAWS: Final = 4
+"""Draws after an interruption. With two, the intervals are too wide for any recommendation."""
 _AT_RANDOM: Final = 0.6
 """Share of the trials that are random on the grid; the others are neighbours of the best ones."""
 _BINDING: Final = 0.05

@@ -112,6 +112,7 @@ def test_a_refusal_names_settings_and_what_to_do(
     wrong = ("--set", "IMAGE_GEN_BREAKER_RESET_TIMEOUT=5", "--set", "IMAGE_GEN_BREAKER_FAIL_MAX=8")
     done = tuned(capsys, plain, *wrong)
     shown = " ".join(done.out.split())
+    assert "fast:" not in shown
     assert shown.startswith("No advice yet: a replay of your settings does not give what was")
     assert "--set NAME=VALUE or --env-file FILE" in shown
     assert re.search(r"wasted requests: recorded \d+, replayed \d+; a difference of \d+ is", shown)
@@ -171,7 +172,8 @@ def test_what_if_compares_one_setting(
         capsys, "tune", "what-if", log, "--set", "IMAGE_GEN_BREAKER_FAIL_MAX=9", "--json", results
     )
     assert done.code == 0, done.err
-    assert re.search(r"recorded .* replayed .*\n?.*IMAGE_GEN_BREAKER_FAI", done.out)
+    assert "changed: IMAGE_GEN_BREAKER_FAIL_MAX=9" in done.out
+    assert re.search("recorded .* replayed .* changed", done.out)
     found = json.loads(results.read_text())
     assert found["what_if"]["settings"] == {"IMAGE_GEN_BREAKER_FAIL_MAX": "9"}
     assert (
@@ -338,10 +340,11 @@ def test_ctrl_c_ends_a_sweep_and_keeps_what_was_tried(
 
     monkeypatch.setattr(TRIALS, "try_out", interrupted)
     usual = signal.getsignal(signal.SIGINT)
-    results = tmp_path / "results.json"
-    done = tuned(capsys, log, "--json", results, settings=100)
+    results, report = tmp_path / "results.json", tmp_path / "report.html"
+    done = tuned(capsys, log, "--json", results, "--html", report, settings=100)
     assert done.code == 130
-    assert re.search(r"stopped after \d+ of 100 settings", done.complaint)
+    assert "What was recorded" in report.read_text()
+    assert re.search(r"stopped after \d+ of 100 settings", done.err)
     assert re.search(r"recorded .* replayed", done.out)
     assert json.loads(results.read_text())["interrupted"] is True
     assert 12 < len(played) < 40
