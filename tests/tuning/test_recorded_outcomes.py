@@ -217,7 +217,7 @@ def test_costs_that_are_missing_are_filled_in() -> None:
         ([*every(0, 300, 10), *every(300, 400, 10, **FAILED)], [(300, 400)]),
     ],
 )
-def test_troubles_are_found(
+def test_incidents_are_found(
     requests: Iterable[tuple[float, Any]], spans: list[tuple[float, float]]
 ) -> None:
     """Repeated failures are an incident until halfway to the next image; single ones are not."""

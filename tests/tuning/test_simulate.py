@@ -253,7 +253,7 @@ def test_traffic_comes_as_described() -> None:
     assert noon > 4 * night
 
 
-def test_troubles_repeat_ramp_and_overlap() -> None:
+def test_outages_repeat_grow_and_overlap() -> None:
     """Waves start at the given distance, a ramp grows, and overlapping outages are one incident."""
     starts = [each.start for each in waves(OUTAGE, every=900, times=3)]
     assert starts == [600, 1500, 2400]

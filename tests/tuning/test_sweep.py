@@ -120,7 +120,7 @@ def test_samples_and_neighbours_are_allowed_settings() -> None:
 # -- ranking --------------------------------------------------------------------------------------
 
 
-def test_each_leaning_chooses_what_it_wants() -> None:
+def test_each_objective_chooses_its_best_setting() -> None:
     """Each objective chooses its best: faster, cheaper, or fewer calls that leave Google."""
     today = trial()
     fast = trial(replace(USUAL, fail_max=1), mean_s=15.0, cost_usd=15.0)
@@ -146,15 +146,15 @@ def test_a_call_without_an_image_is_never_a_bargain() -> None:
 
 
 def test_as_good_as_the_best_means_nearest_to_today() -> None:
-    """A tiny difference is not worth turning a knob for; a small one not worth turning three."""
+    """A tiny difference is not worth one change, and a small one is not worth three."""
     today = trial()
     assert choose([today, trial(OTHER, mean_s=19.99)], Objective.FAST, today) is today
     near, far = trial(OTHER, mean_s=15.0), trial(FAR, mean_s=14.99)
     assert choose([today, far, near], Objective.FAST, today) is near
 
 
-def test_what_rests_on_the_unseen_is_not_recommended() -> None:
-    """More than a quarter assumed is too much, however good it looks."""
+def test_a_setting_with_many_assumed_outcomes_is_not_recommended() -> None:
+    """More than a quarter of assumed outcomes is too much, whatever the result."""
     today = trial()
     for share, chosen in ((0.4, False), (0.2, True)):
         fast = trial(OTHER, mean_s=9.0, extrapolated_share=share)
@@ -410,7 +410,7 @@ def test_processes_find_what_one_finds(flapping: Recording) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_recommendations_hold_on_a_day_they_were_not_made_from() -> None:
-    """Loyalty: chosen from one recording, judged by directly playing other days of its kind."""
+    """A setting that was chosen by one recording improves other simulated days of its kind."""
     from resilient_imagen.tuning import simulate
 
     usual = Settings(**TIGHT)
