@@ -67,7 +67,7 @@ class Given(NamedTuple):
     answer: str
     """A sentence about the processes that obey."""
     is_obeyed: bool
-    """Whether all processes obey."""
+    """Whether all processes that answered obey; of a fleet, at least one must have answered."""
 
 
 class OrderPlace(Protocol):

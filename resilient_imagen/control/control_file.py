@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from resilient_imagen.control.file_answers import AnswerFile, answer_folder
 from resilient_imagen.control.issue import trusted
-from resilient_imagen.control.order import Order
+from resilient_imagen.control.order import CLOCKS_DIFFER, Order
 from resilient_imagen.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -226,7 +226,9 @@ class ControlFile:
                 self._warn("control_file", f"IMAGE_GEN_CONTROL_FILE: {problem}")
         self._problems = set(problems)
         self._deliver(orders)
-        self._answer = max((order.serial for order, _ in orders), default=0), self._report()
+        # An order of the future is not obeyed, and must not make later orders count as read.
+        read = (order.serial for order, left in orders if left <= order.ttl + CLOCKS_DIFFER)
+        self._answer = max(read, default=0), self._report()
         if orders and self._unwritten is not None and not self._reported:
             self._reported = True
             self._warn("control_file", self._unwritten)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from resilient_imagen import models
 from resilient_imagen.circuitbreaker import Hold
 from resilient_imagen.circuitbreaker.open_period import is_fatal
-from resilient_imagen.control.order import SETTING_ACTIONS, Order
+from resilient_imagen.control.order import CLOCKS_DIFFER, SETTING_ACTIONS, Order
 from resilient_imagen.control.order_book import OrderBook
 from resilient_imagen.control.overrides import fitted, overridden
 from resilient_imagen.errors import ConfigurationError
@@ -30,8 +30,6 @@ __all__ = ["ACTS_WITHIN", "Controller", "Refusal", "new_order"]
 
 ACTS_WITHIN: Final = 60
 """Seconds after its issue within which an order that acts once is carried out."""
-_CLOCKS_DIFFER: Final = 60
-"""Seconds by which an order may have been issued in the future."""
 _MAX_REFUSALS: Final = 100
 """Number of refused orders that are remembered, so that each is reported once."""
 _MAX_WARNINGS: Final = 100
@@ -203,7 +201,7 @@ class Controller:
     def _outdated(self, order: Order, left: float) -> Refusal | None:
         if left <= 0:
             return Refusal("expired", "its time is over")
-        if left > order.ttl + _CLOCKS_DIFFER:
+        if left > order.ttl + CLOCKS_DIFFER:
             return Refusal("invalid", "its serial is a time in the future")
         if self._book.knows_later(order):
             return Refusal("replaced", "a later order is known")

@@ -1,8 +1,7 @@
 """File answers: each process that reads a control file states which of its orders it obeys.
 
-Each client has one file in a folder beside the control file. It keeps that file locked as
-long as it runs, so that a command can count the processes that are there, and remove the files of
-those that were killed.
+Each client has one file in a folder beside the control file. It keeps that file locked as long as
+it runs, so that a command can count the running processes, and remove the files of killed ones.
 """
 
 from __future__ import annotations

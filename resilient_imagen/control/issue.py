@@ -7,7 +7,7 @@ import hmac
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from resilient_imagen.control.order import LONGEST, SETTING_ACTIONS, Order
+from resilient_imagen.control.order import CLOCKS_DIFFER, LONGEST, SETTING_ACTIONS, Order
 from resilient_imagen.control.order_book import OrderBook
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ __all__ = [
 SHORTEST: Final = 60
 """Seconds for which an order that acts once is kept, so that every process receives it."""
 _MICRO: Final = 1_000_000
-_AHEAD: Final = 60 * _MICRO
-"""Microseconds by which the clocks of two issuers may differ."""
 
 
 def issued(draft: Order, known: Iterable[Order], now: int) -> Order:
@@ -36,7 +34,9 @@ def issued(draft: Order, known: Iterable[Order], now: int) -> Order:
     An order that ends others lasts as long as they would have: a process that starts later, or was
     away, must not obey them.
     """
-    known = [each for each in known if each.serial <= now + _AHEAD]  # others are not obeyed
+    known = [
+        each for each in known if each.serial <= now + CLOCKS_DIFFER * _MICRO
+    ]  # others are not obeyed
     serial = max([now, *(each.serial + 1 for each in known)])
     order = replace(draft, serial=serial)
     if order.lasts:

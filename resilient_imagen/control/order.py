@@ -15,10 +15,19 @@ from typing import Any, Final, Self
 
 from resilient_imagen.errors import ConfigurationError
 
-__all__ = ["BREAKER_ACTIONS", "LONGEST", "SETTING_ACTIONS", "Order", "parse_duration"]
+__all__ = [
+    "BREAKER_ACTIONS",
+    "CLOCKS_DIFFER",
+    "LONGEST",
+    "SETTING_ACTIONS",
+    "Order",
+    "parse_duration",
+]
 
 LONGEST: Final = 24 * 3600
 """Seconds for which an order may last."""
+CLOCKS_DIFFER: Final = 60
+"""Seconds by which an order may have been issued in the future, because clocks differ."""
 BREAKER_ACTIONS: Final = ("open", "close", "hold", "reset")
 """Actions on a route: reject all calls; close now; keep closed; end earlier orders."""
 SETTING_ACTIONS: Final = ("set", "unset")

@@ -17,7 +17,7 @@ import pytest
 from cli_kit import Ended, cli, environment
 
 from resilient_imagen import Settings, sync
-from resilient_imagen.control import control_file
+from resilient_imagen.control import Order, control_file
 from resilient_imagen.control.file_answers import read_answers
 from resilient_imagen.telemetry.events import OperatorWarning, OrderApplied
 from resilient_imagen.testing import FakeProvider, RecordingSink
@@ -150,6 +150,18 @@ def test_a_removed_or_damaged_answer_is_written_again(
         (folder / "left-behind").write_text("{}")
         assert command("breaker open google").out.endswith("1 of 1 worker obeys\n")
         assert not (folder / "left-behind").exists()
+
+
+def test_an_order_of_the_future_does_not_count_as_the_latest(
+    path: Path, command: Callable[[str], Ended]
+) -> None:
+    """A wrong clock wrote it; the command still waits until its own order was read."""
+    serial = time.time_ns() // 1000 + 3_600_000_000
+    future = Order(action="open", target="openai", ttl=60, by="ops", serial=serial)
+    path.write_text(json.dumps({"orders": [future.to_dict()]}))
+    with worker(path) as (_, sink):
+        until(lambda: sink.of(OperatorWarning))
+        assert command("breaker open google").out.endswith("1 of 1 worker obeys\n")
 
 
 FORKING = """
