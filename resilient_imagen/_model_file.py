@@ -238,7 +238,9 @@ def _basis(name: str, row: _Row) -> ModelInfo:
                 "that the row sets"
             )
         if row.vendor is None:
-            raise ValueError("vendor: must be google or openai, the API that the model is used by")
+            raise ValueError(
+                "vendor: must be google or openai, the API through which the model is used"
+            )
         return ModelInfo(
             name,
             vendor=row.vendor,

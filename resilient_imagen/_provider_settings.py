@@ -284,7 +284,7 @@ def check_names(names: Iterable[object], known: Iterable[str]) -> None:
                 or (variable in account and variable.startswith(PREFIX))
             ):
                 raise ValueError(
-                    f"the name {name} is not possible, as {variable} has another meaning, too"
+                    f"the name {name} is not allowed, because {variable} has another meaning, too"
                 )
 
 

@@ -127,8 +127,8 @@ def _parse_capture_content(value: object) -> object:
 @cache
 def _warn_unknown_capture_word() -> None:
     _log.warning(
-        "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT holds no word that is known here, so "
-        "prompts are not recorded; known are NO_CONTENT, SPAN_ONLY, EVENT_ONLY, SPAN_AND_EVENT"
+        "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT has an unknown value, so prompts are "
+        "not recorded; known values are NO_CONTENT, SPAN_ONLY, EVENT_ONLY, SPAN_AND_EVENT"
     )
 
 

@@ -200,7 +200,9 @@ class ImageResult:
         target = Path(path)
         is_device = target.exists() and not target.is_file()  # a device's or pipe's path is kept
         if is_device and self.more_images:
-            raise ValueError(f"cannot save {len(self.images)} images to {target}: it is no file")
+            raise ValueError(
+                f"cannot save {len(self.images)} images to {target}: it is not a regular file"
+            )
         others = [sniff_mime(data) or self.mime_type for data in self.more_images]
         types = [self.mime_type, *others]
         paths = [

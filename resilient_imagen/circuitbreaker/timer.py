@@ -57,7 +57,7 @@ class Clock:
             loop = running_loop()
             if loop is None:
                 if strict:
-                    raise RuntimeError("a breaker without a clock of its own needs a running loop")
+                    raise RuntimeError("a breaker without a clock needs a running event loop")
                 loop = self._loop
                 if loop is None or not loop.is_running():
                     return self._last

@@ -121,13 +121,13 @@ async def _save(result: ImageResult, paths: list[Path]) -> ImageResult:
         converted, mime_type = await off_loop(convert.as_named, data, before, path)
         usual = convert.EXTENSIONS.get(mime_type, ())
         if path.suffix and usual and path.suffix.lower() not in usual:
-            warn(f"{path} contains {mime_type}, whatever its name says")
+            warn(f"{path} contains {mime_type}, unlike its name")
         write_whole(path, converted)
         images.append(converted)
     notes = result.adjustments
     (first, *more), after = images, sniff_mime(images[0]) or result.mime_type
     if after != result.mime_type:
-        notes = (*notes, f"converted from {result.mime_type} to {after}, as its name asks")
+        notes = (*notes, f"converted from {result.mime_type} to {after}, to match its name")
     return replace(
         result, image_bytes=first, mime_type=after, adjustments=notes, more_images=tuple(more)
     )
@@ -199,7 +199,7 @@ class _StatusSink:
         elif isinstance(event, RetryScheduled):
             self._show(f"{event.provider}: {event.reason}; again in {event.delay_s:.0f} s")
         elif isinstance(event, RouteFallback):
-            self._show(f"{event.from_route}: {event.cause}; going on to {event.to_route}")
+            self._show(f"{event.from_route}: {event.cause}; continuing with {event.to_route}")
 
     def _show(self, line: str) -> None:
         self._status.update(Text(one_line(line)))  # a string would be read as markup

@@ -196,7 +196,7 @@ class Controller:
             return None
         if order.is_signed(self._base.control_secret.get_secret_value(), namespace):
             return None
-        return Refusal("unsigned", "its signature is not that of IMAGE_GEN_CONTROL_SECRET")
+        return Refusal("unsigned", "its signature does not match IMAGE_GEN_CONTROL_SECRET")
 
     def _outdated(self, order: Order, left: float) -> Refusal | None:
         if left <= 0:

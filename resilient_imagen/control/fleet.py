@@ -37,13 +37,13 @@ _PAUSE: Final = 0.05
 _TRIES: Final = 5
 _CODES: Final = {
     "off": "IMAGE_GEN_CONTROL is off",
-    "unsigned": "the signature is not that of their IMAGE_GEN_CONTROL_SECRET",
+    "unsigned": "the signature does not match their IMAGE_GEN_CONTROL_SECRET",
     "expired": "its time was over",
-    "replaced": "a later order was there",
+    "replaced": "a later order was known",
     "over": "it is over there, or a later order has replaced it",
     "full": "too many orders",
     "no_route": "no such route",
-    "invalid": "the value does not fit to their settings",
+    "invalid": "the value contradicts their settings",
     "account": "a failure of the account; --even-account includes that",
     "forced": "forced open by their own settings",
 }
@@ -90,7 +90,7 @@ class SharedOrder:
             return "no worker is connected"
         others = [f"{n} not: {_CODES.get(code or '', 'refused')}" for code, n in codes.items()]
         if lag:
-            others.append(f"{lag} not yet heard of")
+            others.append(f"{lag} without an answer yet")
         are = "worker obeys" if total == 1 else "workers obey"
         return "; ".join([f"{obeys} of {total} {are}", *others])
 
@@ -258,7 +258,9 @@ class FleetOrders:
             )
             if await board.put(call):
                 return order, self._trusted(found.texts)
-        raise ConfigurationError(f"Redis at {self.address.shown}: its orders change all the time")
+        raise ConfigurationError(
+            f"Redis at {self.address.shown}: its orders changed during every attempt"
+        )
 
     def _trusts(self, order: Order) -> bool:
         return bool(trusted([order], self.secret, self.address.namespace))

@@ -87,7 +87,7 @@ class Order:
         if not _SIGNATURE.fullmatch(self.signature):
             raise ConfigurationError("an order's signature must have 64 hexadecimal digits")
         if not self.by.strip():
-            raise ConfigurationError("an order must say by whom it is given")
+            raise ConfigurationError("an order must name its author")
 
     def _check_target(self) -> None:
         if self.action in SETTING_ACTIONS:

@@ -268,7 +268,7 @@ def minute_notices(minutes: Sequence[Minute]) -> Iterable[str]:
     recent = minutes[-_RECENT:]
     failed, calls = sum(each.failed for each in recent), sum(each.calls for each in recent)
     if failed:
-        yield f"{failed} of {calls} calls of the last {_RECENT} minutes brought no image."
+        yield f"{failed} of {calls} calls of the last {_RECENT} minutes returned no image."
     images = sum(each.images for each in recent)
     others = sum(each.fallback_images for each in recent)
     if images and others / images >= _NOTABLE_SHARE:

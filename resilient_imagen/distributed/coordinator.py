@@ -285,8 +285,8 @@ class RedisCoordinator:
 
     def _disconnect_message(self, why: str) -> str:
         return (
-            f"Redis at {self.address.shown} is away ({why}): "
-            "breakers and pacing are this process's own until it is back"
+            f"Redis at {self.address.shown} is unavailable ({why}): "
+            "breakers and rate limits are local to this process until it is back"
         )
 
     async def _run_session(self, first_try: asyncio.Future[None]) -> None:

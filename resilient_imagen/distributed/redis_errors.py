@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 __all__ = ["translate_redis_errors"]
 
 _NO_CURE: Final = (
-    (theirs.AuthenticationError, "", "it refuses the user name or password, or wants one"),
+    (theirs.AuthenticationError, "", "it refuses the user name or password, or requires one"),
     (theirs.ResponseError, "DB index", "it has no database of that number"),
     (theirs.ResponseError, "SELECT is not allowed", "it has no database of that number"),
     (theirs.AskError, "", "it is one node of a cluster, and our keys are on another"),
-    (theirs.InvalidResponse, "", "what answers there is not Redis"),
+    (theirs.InvalidResponse, "", "the server is not Redis"),
 )
 """redis-py's error, a part of its text, and our message, for errors of configuration."""
 
@@ -102,7 +102,7 @@ def _translate_tls_error(error: ssl.SSLError) -> StoreUnavailableError:
         return MisconfiguredError(f"its certificate is not trusted: {why}")
     reason = error.reason or ""
     if reason in _NOT_TLS:
-        return MisconfiguredError("it does not speak TLS: redis:// instead of rediss://")
+        return MisconfiguredError("it does not use TLS: redis:// instead of rediss://")
     if "CERTIFICATE" in reason or "UNKNOWN_CA" in reason:
-        return MisconfiguredError("it refuses our certificate, or wants one")
+        return MisconfiguredError("it refuses our certificate, or requires one")
     return StoreUnavailableError("TLS failed")

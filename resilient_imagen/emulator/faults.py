@@ -73,7 +73,7 @@ class Latency:
         if not (
             0 <= self.median < math.inf and 0 <= self.sigma <= _MAX_SIGMA and self.maximum >= 0
         ):
-            raise ValueError("a latency is at least 0, and its spread is a believable one")
+            raise ValueError("a latency must be at least 0, and sigma at most 10")
 
     def sample(self, rng: random.Random) -> float:
         """Draw a latency in seconds."""
@@ -319,7 +319,7 @@ def drip(seconds: float) -> Fault:
         ValueError: ``seconds`` is not above 0.
     """
     if not 0 < seconds < math.inf:
-        raise ValueError("a body trickles over more than 0 seconds")
+        raise ValueError("a slow body must take more than 0 seconds")
     return Fault("drip", delivery=Delivery(seconds=seconds))
 
 

@@ -32,7 +32,7 @@ _REFUSED_ITEMS: Final = frozenset((b"grid", b"iovl", b"iden"))
 """Item types that are composed of other items, each of which may be used any number of times."""
 
 _SEQUENCE_HEADER, _FRAME_HEADER, _FRAME, _TILE_LIST = 1, 3, 6, 8
-_RARE: Final = "is an AVIF of a rare kind, which is not read"
+_RARE: Final = "is an AVIF of an unsupported kind"
 _DAMAGED: Final = "is truncated or damaged"
 
 
@@ -49,7 +49,7 @@ def simple_avif(data: bytes, max_pixels: int) -> bytes:
     try:
         top = dict(_unique(_boxes(data, 0, len(data)), b"mdat", b"free", b"skip", b"uuid"))
         if b"moov" in top:
-            raise UnusableImageError("is an animated AVIF, which is not read")
+            raise UnusableImageError("is an animated AVIF, which is not supported")
         start, end = top[b"meta"]
         parts = dict(_unique(_boxes(data, start + 4, end), b"free", b"skip"))
         kinds = _kinds(data, *parts[b"iinf"])

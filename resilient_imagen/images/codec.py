@@ -96,7 +96,7 @@ def open_picture(data: bytes, max_pixels: int) -> ImageFile:
     if mime is None:
         raise UnusableImageError("is not an image of a known type")
     if mime not in _DECODERS:
-        raise UnusableImageError(f"is {mime}, which is not read")
+        raise UnusableImageError(f"is {mime}, which is not supported")
     size = pixel_size(data)
     if size is not None:  # checked before Pillow reads anything
         check_size(size, max_pixels)

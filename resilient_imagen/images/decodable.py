@@ -91,7 +91,7 @@ def decodable(data: bytes, mime: str, max_pixels: int) -> bytes:
                 raise UnusableImageError("is an animation of too many frames")
         case "image/bmp":
             if data[14] != _BMP_OLDEST and data[30] not in _BMP_PLAIN:
-                raise UnusableImageError("is a compressed BMP, which is not read")
+                raise UnusableImageError("is a compressed BMP, which is not supported")
     return data
 
 
@@ -133,7 +133,7 @@ def _jpeg(data: bytes) -> bytes:
         raise UnusableImageError("is damaged and cannot be decoded")
     (frame,), scan = frames, segments[-1][1]
     if data[frame + 1] not in _SOF_DECODED:
-        raise UnusableImageError("is a JPEG of a rare kind, which is not read")
+        raise UnusableImageError("is a JPEG of an unsupported kind")
     if _is_multi_scan(data, frame, scan):
         _check_scans(data, frame, scan)
     ends = [at for _, at in segments[1:]]

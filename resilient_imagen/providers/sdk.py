@@ -375,7 +375,7 @@ class SdkProvider(ABC):
             )
         if sdk_failure.harmless is not None:
             raise sdk_failure.harmless from None
-        raise RuntimeError(f"{self.name}: {sdk_failure.name} on this side of the connection")
+        raise RuntimeError(f"{self.name}: local failure ({sdk_failure.name})")
 
 
 class _Exchange(NamedTuple):

@@ -91,7 +91,7 @@ class Fetcher:
         except UnusableImageError:
             raise
         except Exception:  # noqa: BLE001 - an untrusted server must not fail a call
-            raise FetchError("its server could not be reached, or broke off") from None
+            raise FetchError("its server could not be reached, or closed the connection") from None
 
     async def aclose(self) -> None:
         """Refuse further use. Loads in progress end within their time limit."""
@@ -116,7 +116,7 @@ class Fetcher:
             body.write(chunk)
             pieces += 1
             if pieces > _MANY_PIECES and body.tell() < pieces * _SMALL_PIECE:
-                raise FetchError("comes in too many small pieces")
+                raise FetchError("arrives in too many small pieces")
             if (
                 pieces % _PIECES_AT_ONCE == 0
             ):  # data that has arrived already is returned without a pause

@@ -77,16 +77,16 @@ class Instruments:
             names.COST, "{USD}", "Known cost of the requests, at the prices of the model table."
         )
         self.retries: Counter = meter.create_counter(
-            names.RETRY_COUNT, "{retry}", "Retries of the same route, by what went wrong."
+            names.RETRY_COUNT, "{retry}", "Retries on the same route, by error type."
         )
         self.fallbacks: Counter = meter.create_counter(
-            names.FALLBACK_COUNT, "{fallback}", "Routes left for the next one, by cause."
+            names.FALLBACK_COUNT, "{fallback}", "Fallbacks to the next route, by cause."
         )
         self.hedges: Counter = meter.create_counter(
             names.HEDGE_COUNT, "{hedge}", "Requests sent beside one in flight, by the reason."
         )
         self.breaker_calls: Counter = meter.create_counter(
-            names.BREAKER_CALLS, "{call}", "What the breaker made of each request."
+            names.BREAKER_CALLS, "{call}", "Requests by their result for the breaker."
         )
         self.breaker_transitions: Counter = meter.create_counter(
             names.BREAKER_TRANSITIONS, "{transition}", "Changes of a breaker's state."

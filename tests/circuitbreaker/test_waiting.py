@@ -197,7 +197,7 @@ def test_wait_for_change_needs_a_loop() -> None:
         breaker.wait_for_change()
 
 
-NO_LOOP = "^a breaker without a clock of its own needs a running loop$"
+NO_LOOP = "^a breaker without a clock needs a running event loop$"
 
 
 def test_acquiring_without_a_loop_or_a_clock_is_an_error() -> None:

@@ -85,7 +85,7 @@ def test_a_command_waits_until_all_processes_have_answered(
     ("line", "answer"),
     [
         ("breaker open googel", "0 of 1 worker obeys; 1 not: no such route"),
-        ("settings set IMAGE_GEN_BREAKER_RESET_TIMEOUT=9000", "1 not: the value does not fit"),
+        ("settings set IMAGE_GEN_BREAKER_RESET_TIMEOUT=9000", "1 not: the value contradicts"),
         ("breaker close openai", "1 not: forced open by their own settings"),
     ],
 )
@@ -104,7 +104,7 @@ def test_an_order_without_the_secret_is_refused(
 ) -> None:
     """The operator's tool signs with the variable of the processes."""
     with worker(path, control_secret=SECRET):
-        assert "1 not: the signature is not that" in command("breaker open google").complaint
+        assert "1 not: the signature does not match" in command("breaker open google").complaint
         monkeypatch.setenv("IMAGE_GEN_CONTROL_SECRET", SECRET)
         assert command("breaker open google").out.endswith("1 of 1 worker obeys\n")
 

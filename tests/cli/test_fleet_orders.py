@@ -201,7 +201,7 @@ def test_signed_orders_are_obeyed_and_others_are_not(
     with worker(server, control_secret=SECRET) as client:
         done = command("breaker open google")
         assert (done.code, state(client)) == (1, "closed")
-        assert "0 of 1 worker obeys; 1 not: the signature is not that" in done.complaint
+        assert "0 of 1 worker obeys; 1 not: the signature does not match" in done.complaint
         monkeypatch.setenv("IMAGE_GEN_CONTROL_SECRET", SECRET)
         assert command("breaker open google").out.endswith(": 1 of 1 worker obeys\n")
         assert state(client) == "forced_open"
@@ -227,7 +227,7 @@ def test_an_order_that_no_worker_trusts_displaces_no_other(
             "breaker reset google", "breaker close google", "breaker open google",
             "settings set IMAGE_GEN_IPM=9", "settings unset IMAGE_GEN_IPM",
         ):  # fmt: skip
-            assert "1 not: the signature is not that" in command(line).complaint
+            assert "1 not: the signature does not match" in command(line).complaint
         monkeypatch.setenv("IMAGE_GEN_CONTROL_SECRET", SECRET)
         with worker(server, control_secret=SECRET) as later:
             orders = [each["order"] for each in later.snapshot()["control"]["orders"]]
@@ -242,7 +242,7 @@ def test_an_order_that_no_worker_trusts_displaces_no_other(
     ("line", "answer"),
     [
         ("breaker open googel", "0 of 1 worker obeys; 1 not: no such route"),
-        ("settings set IMAGE_GEN_BREAKER_RESET_TIMEOUT=9000", "1 not: the value does not fit"),
+        ("settings set IMAGE_GEN_BREAKER_RESET_TIMEOUT=9000", "1 not: the value contradicts"),
         ("breaker close openai", "1 not: forced open by their own settings"),
     ],
 )

@@ -53,7 +53,7 @@ def test_the_extension_determines_the_type(
     ended = cli(capsys, *FOX, "-o", name)
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.splitlines()[0].startswith(f"saved     {name} (1024 x 1024 pixels, {mime}, ")
-    assert f"note      converted from image/jpeg to {mime}, as its name asks" in ended.out
+    assert f"note      converted from image/jpeg to {mime}, to match its name" in ended.out
     assert sniff_mime(Path(name).read_bytes()) == mime
     assert len(imagen_emulator.google.requests) == 2
     with Image.open("fox.jpg") as before, Image.open(name) as after:
@@ -72,7 +72,7 @@ def test_an_image_of_the_right_type_is_not_converted(name: str, capsys: Capsys) 
 def test_an_unsupported_extension_keeps_the_bytes(capsys: Capsys) -> None:
     """The image is saved unchanged, with a warning."""
     ended = cli(capsys, *FOX, "-o", "fox.gif", "--emulator")
-    assert ended.complaint == "fox.gif contains image/jpeg, whatever its name says"
+    assert ended.complaint == "fox.gif contains image/jpeg, unlike its name"
     assert sniff_mime(Path("fox.gif").read_bytes()) == "image/jpeg"
 
 
@@ -106,7 +106,7 @@ def test_an_image_that_cannot_be_converted_is_saved_unchanged(capsys: Capsys) ->
     result, data = saved(TINY_PNG[:45], "fox.jpg")
     assert data == TINY_PNG[:45]
     assert result.adjustments == ()
-    assert "fox.jpg contains image/png, whatever its name says" in capsys.readouterr().err
+    assert "fox.jpg contains image/png, unlike its name" in capsys.readouterr().err
 
 
 def test_converting_leaves_the_loop_free(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,7 +111,7 @@ def test_each_field_is_checked(order: Order, field: str, value: object) -> None:
         ({"action": "open", "target": "google", "ttl": 86_401}, "from 1 second to 24 hours"),
         ({"action": "open", "target": "google", "ttl": 60.0}, "ttl must be a whole number"),
         ({"action": "open", "target": "google", "ttl": True}, "ttl must be a whole number"),
-        ({"action": "open", "target": "google", "by": " "}, "by whom"),
+        ({"action": "open", "target": "google", "by": " "}, "name its author"),
         ({"action": "open", "target": "google", "why": "\x1b[2J"}, "why must be printable"),
         ({"action": "open", "target": "google", "why": "x" * 201}, "at most 200 characters"),
         ({"action": "open", "target": "google", "serial": 0}, "microseconds since 1970"),

@@ -96,7 +96,7 @@ def test_all_down() -> None:
             assert view["headline"] == (
                 "No images: google is out (overloaded); openai is out (unauthenticated)."
             )
-            assert "5 of 5 calls of the last 5 minutes brought no image." in view["notices"]
+            assert "5 of 5 calls of the last 5 minutes returned no image." in view["notices"]
 
     run(main())
 

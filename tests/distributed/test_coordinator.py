@@ -17,7 +17,7 @@ from resilient_imagen.distributed.store import MisconfiguredError, StoreUnavaila
 from resilient_imagen.errors import ConfigurationError
 from resilient_imagen.providers.base import account_id
 
-REFUSAL = "it refuses the user name or password, or wants one"
+REFUSAL = "it refuses the user name or password, or requires one"
 
 
 def now() -> float:

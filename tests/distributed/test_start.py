@@ -111,7 +111,7 @@ def test_a_server_that_is_not_redis_is_an_error_at_the_start() -> None:
         scenario = LoopScenario(f"redis://127.0.0.1:{port}/0")
         web = await asyncio.start_server(answer_as_a_web_server, "127.0.0.1", port)
         async with web:
-            await scenario.refuses("what answers there is not Redis")
+            await scenario.refuses("the server is not Redis")
 
     run_loop_scenario(scene())
 
@@ -176,7 +176,7 @@ def test_the_warning_describes_why_redis_is_unreachable(
         async with scenario.client:
             await scenario.ask()
         (expected,) = await scenario.warnings()
-        assert f"is away ({word})" in expected
+        assert f"is unavailable ({word})" in expected
 
     run_loop_scenario(scene())
 

@@ -109,7 +109,7 @@ def test_rediss_to_a_server_without_tls_is_an_error_at_the_start() -> None:
     async def scene() -> None:
         async with await asyncio.start_server(refuse, "127.0.0.1", 0) as plain:
             port = plain.sockets[0].getsockname()[1]
-            await LoopScenario(f"rediss://127.0.0.1:{port}/0").refuses("does not speak TLS")
+            await LoopScenario(f"rediss://127.0.0.1:{port}/0").refuses("does not use TLS")
 
     run_loop_scenario(scene())
 

@@ -75,7 +75,7 @@ def test_an_emulator_is_created_from_a_script() -> None:
             "openai has no",
         ),
         ('{"google": {"windows": [{"from": 3, "to": 2, "fault": "hang"}]}}', "0 <= start < end"),
-        ('{"google": {"latency": -1}}', "google.latency: a latency is at least 0"),
+        ('{"google": {"latency": -1}}', "google.latency: a latency must be at least 0"),
         ('{"google": {"latency": {"median": 3, "p95": 1}}}', "median <= p95"),
     ],
 )
@@ -229,5 +229,5 @@ def test_latencies_meet_their_percentiles() -> None:
 @pytest.mark.parametrize("numbers", [(-1.0,), (float("nan"),), (1.0, 99.0), (1.0, 0.0, -1.0)])
 def test_invalid_latencies_are_refused(numbers: tuple[float, ...]) -> None:
     """Latencies that cannot be slept are refused when the script is created."""
-    with pytest.raises(ValueError, match="a latency is at least 0"):
+    with pytest.raises(ValueError, match="a latency must be at least 0"):
         Latency(*numbers)

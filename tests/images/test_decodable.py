@@ -191,7 +191,7 @@ def test_an_avif_put_together_from_others_is_refused(kind: bytes) -> None:
     item = data.index(b"infe")
     data = data[:item] + data[item:].replace(b"av01", kind, 1)
 
-    with pytest.raises(UnusableImageError, match="rare kind"):
+    with pytest.raises(UnusableImageError, match="unsupported kind"):
         simple_avif(data, 10**8)
 
 

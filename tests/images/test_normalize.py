@@ -294,7 +294,7 @@ REFUSED = {
     "torn png": (encoded(picture(), "PNG")[:-40], "truncated"),
     "torn webp": (encoded(picture(), "WEBP")[:-40], "truncated"),
     "torn gif": (encoded(picture(), "GIF")[:60], "damaged"),
-    "tiff": (encoded(picture(), "TIFF"), "is image/tiff, which is not read"),
+    "tiff": (encoded(picture(), "TIFF"), "is image/tiff, which is not supported"),
     "torn mpo": (mpo()[:500], "truncated"),
     "bomb": (raw_png(50_000, 50_000, 8, 2, b""), "more than 100 megapixels"),
     "gif bomb": (b"GIF89a" + struct.pack("<HH", 65535, 65535) + bytes(40), "more than 100 mega"),

@@ -232,7 +232,7 @@ PAGES = {
         + b"0\r\n\r\n",
         "too many small pieces",
     ),
-    "/header": (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 500_000 + b"\r\n\r\n", "broke off"),
+    "/header": (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 500_000 + b"\r\n\r\n", "closed the connection"),
     "/user": (answer("302 Found", b"", "Location: http://me:pw@127.0.0.1/"), "password"),
     "/large": (answer("200 OK", bytes(2_000_001)), "larger than 2 MB"),
     "/endless": (
@@ -240,9 +240,9 @@ PAGES = {
         "larger than 2 MB",
     ),
     "/slow": (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nthis lasts...for ever", "too long"),
-    "/torn": (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nonly this", "broke off"),
-    "/rubbish": (b"this is no HTTP\r\n\r\n", "broke off"),
-    "/silent": (b"", "broke off"),
+    "/torn": (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nonly this", "closed the connection"),
+    "/rubbish": (b"this is no HTTP\r\n\r\n", "closed the connection"),
+    "/silent": (b"", "closed the connection"),
 }
 
 

@@ -219,17 +219,17 @@ REFUSED: Final[dict[str, tuple[Callable[[], bytes], str]]] = {
     ),
     "many scans of a plain jpeg": (lambda: scans_of_a_plain_jpeg(500, 2500), "more than 32"),
     "segments": (lambda: endless_segments(100_000), "too many segments"),
-    "arithmetic jpeg": (lambda: coded(encoded(picture(), "JPEG"), 0xC9), "of a rare kind"),
-    "lossless jpeg": (lambda: coded(encoded(picture(), "JPEG"), 0xC3), "of a rare kind"),
+    "arithmetic jpeg": (lambda: coded(encoded(picture(), "JPEG"), 0xC9), "of an unsupported kind"),
+    "lossless jpeg": (lambda: coded(encoded(picture(), "JPEG"), 0xC3), "of an unsupported kind"),
     "narrow png": (lambda: narrow_png(1, 100_000_000), "a side of more than 65500 pixels"),
     "flat png": (lambda: narrow_png(100_000_000, 1), "a side of more than 65500 pixels"),
     "webp frames": (lambda: frames(20_000, "WEBP"), "too many frames"),
     "gif frame": (lambda: gif_frame(6000, 5000), "more than 25 megapixels"),
     "packed bmp": (lambda: packed_bmp(2000), "compressed BMP"),
     "avif that claims little": (lambda: avif_claiming(7100, 16), "more than 50 megapixels"),
-    "avif of many frames": (lambda: avif_repeating(500), "rare kind"),
-    "tiff": (lambda: encoded(picture(), "TIFF"), "image/tiff, which is not read"),
-    "ccitt tiff": (lambda: bad_tiff("group4"), "image/tiff, which is not read"),
+    "avif of many frames": (lambda: avif_repeating(500), "unsupported kind"),
+    "tiff": (lambda: encoded(picture(), "TIFF"), "image/tiff, which is not supported"),
+    "ccitt tiff": (lambda: bad_tiff("group4"), "image/tiff, which is not supported"),
 }
 """Hostile images that are rejected, with a part of the error's text."""
 

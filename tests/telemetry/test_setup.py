@@ -218,5 +218,5 @@ def test_unknown_values_capture_no_content(
     assert Settings().capture_content is False
     assert Settings().capture_content is False
     (warning,) = caplog.messages
-    assert warning.startswith(f"{name} holds no word that is known here")
+    assert warning.startswith(f"{name} has an unknown value")
     assert "SPAN_ONLY" in warning
