@@ -167,7 +167,7 @@ class CostLedger:
     maybe_usd: float = 0.0
     """US dollars that these requests would cost at the price of an image."""
     maybe_unpriced: int = 0
-    """How many of these requests have no known price."""
+    """Number of these requests without a known price."""
     _delivered: dict[str, _Delivered] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 

@@ -17,7 +17,7 @@ __all__ = ["POLICIES", "BreakerOutcome", "Reason", "ReasonPolicy", "Retry"]
 
 
 class Reason(StrEnum):
-    """Why a call, or one request of it, did not deliver an image."""
+    """The cause for which a call, or one request of it, did not deliver an image."""
 
     OVERLOADED = "overloaded"
     RATE_LIMITED = "rate_limited"

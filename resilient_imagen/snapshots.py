@@ -67,7 +67,7 @@ class MaybeBilled(TypedDict):
     requests: int
     cost_usd: float
     unpriced: int
-    """How many of these requests have no known price."""
+    """Number of these requests without a known price."""
 
 
 class SpendingSnapshot(TypedDict):
@@ -85,7 +85,7 @@ class HedgingSnapshot(TypedDict):
     calls_last_hour: int
     """Calls that started within the last hour."""
     hedged_last_hour: int
-    """How many of them were hedged because a request was slow (IMAGE_GEN_HEDGE_AFTER)."""
+    """Calls that were hedged because a request was slow (IMAGE_GEN_HEDGE_AFTER)."""
     budget: float
     """Maximum share of such calls, from 0 to 1 (IMAGE_GEN_HEDGE_BUDGET)."""
     in_background: int

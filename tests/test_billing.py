@@ -270,7 +270,7 @@ def test_the_total_of_the_process_is_that_of_all_its_clients() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_starts_with_an_empty_total() -> None:
-    """Otherwise each worker would count the parent's cost again."""
+    """The cost of the parent is not counted again by each worker."""
     script = (
         "import os\n"
         "from resilient_imagen.cost import PROCESS_COSTS\n"

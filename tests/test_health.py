@@ -155,7 +155,7 @@ def test_one_account_of_the_primary_is_enough() -> None:
 
 
 def test_a_model_that_a_caller_names_does_not_count() -> None:
-    """Its circuit is open, and the configured routes serve."""
+    """The circuit of a caller-named model is open, and the configured routes serve."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, times=1)

@@ -179,7 +179,7 @@ def test_a_name_keeps_its_row_in_copies(tmp_path: Path) -> None:
 
 
 def test_the_file_of_the_guide_is_valid(tmp_path: Path) -> None:
-    """Its fields and the built-in row that it names exist."""
+    """The fields and the built-in row that the file names exist."""
     (example,) = re.findall(r"```toml\n(.*?)```", guide_of("providers").text, re.DOTALL)
     rows = settings_of(tmp_path, example).model_rows
     assert list(rows) == ["grok-2-image", "gpt-image-3"]

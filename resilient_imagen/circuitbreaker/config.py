@@ -10,7 +10,7 @@ __all__ = ["BreakerConfig", "BreakerMode"]
 
 
 class BreakerMode(StrEnum):
-    """How the breaker's decisions are used."""
+    """The use of the breaker's decisions."""
 
     ON = "on"
     """Decides, and rejects calls."""

@@ -25,7 +25,7 @@ _INDEX: Final = re.compile(r"reference_images\[(\d+)\]")
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """What to request."""
+    """An image to request."""
 
     prompt: str
     aspect_ratio: AspectRatio

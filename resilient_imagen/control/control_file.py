@@ -169,7 +169,7 @@ class ControlFile:
         self._answer: tuple[int, Mapping[int, str]] = (0, {})
         """The highest serial that was delivered, and the report that followed."""
         self._unwritten: str | None = None
-        """Why the answers cannot be written; it is reported once, when there are orders."""
+        """The cause for which answers cannot be written; reported once, when there are orders."""
         self._reported = False
 
     def start(self) -> None:

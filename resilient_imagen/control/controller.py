@@ -74,9 +74,9 @@ class Controller:
         self._on_change = on_change
         self._book = OrderBook()
         self._refusals: OrderedDict[int, Refusal] = OrderedDict()
-        """Why orders are not obeyed, by their serials; the latest last."""
+        """The causes for which orders are not obeyed, by serial; the latest last."""
         self._unfit: dict[int, Refusal] = {}
-        """Why orders to set a variable have no effect now, although they are in force."""
+        """The causes for which orders in force to set a variable have no effect now."""
         self._warned: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -73,7 +73,7 @@ class SharedOrder:
 
     @property
     def workers(self) -> tuple[int, int]:
-        """How many workers obey, and how many there are."""
+        """The number of workers that obey, and the number of all workers."""
         return list(self.codes.values()).count("ok"), len(self.reports)
 
     @property

@@ -151,7 +151,7 @@ class AttemptStarted(Event):
     prompt_hints: PromptHints | None = None
     """The provider's additions to the prompt; None if the provider does not report them."""
     overlap: str | None = None
-    """Why it was sent while an earlier route's request was in flight: probe, slow or timeout."""
+    """The reason of an overlap with an earlier route's request: probe, slow or timeout."""
 
 
 @_event
@@ -183,7 +183,7 @@ class AttemptEnded(Event):
     time_limit_s: float = _of("sent.time_limit_s")
     """Seconds of the route's time limit."""
     overlap: str | None = _of("sent.overlap")
-    """Why it was sent while an earlier route's request was in flight: probe, slow or timeout."""
+    """The reason of an overlap with an earlier route's request: probe, slow or timeout."""
     reason: Reason | None = _of("attempt.reason")
     """None after a success, and after a local bug (then ``error_type`` is set)."""
     latency_s: float = _of("attempt.latency_s")
@@ -209,8 +209,8 @@ class AttemptEnded(Event):
     """True when it was ended before its own time limit: by the deadline, by the reserve, or because
     another route delivered."""
     cancel_cause: str | None = None
-    """Why the library cancelled it: caller, delivered, displaced or round_ended; None if it was not
-    cancelled, or not by the library."""
+    """The cause of its cancellation by the library: caller, delivered, displaced or round_ended;
+    None if it was not cancelled, or not by the library."""
     delivered_by: str | None = None
     """The route, as provider:model, whose image came before this request ended."""
     unused: bool = False
@@ -234,7 +234,7 @@ class RetryScheduled(Event):
     provider: str = _of("sent.provider")
     model: str = _of("sent.model")
     number: int = _of("sent.number")
-    """Of the attempt that failed."""
+    """Number of the failed attempt."""
     base_url: str | None = _of("sent.base_url")
     telemetry_name: str | None = _of("sent.telemetry_name")
 
@@ -252,7 +252,7 @@ class RouteFallback(Event):
     to_route: str
     cause: Reason
     hedged: str | None = None
-    """Why the next route was asked beside a request in flight: probe, slow or timeout."""
+    """The reason of an overlap with the request in flight: probe, slow or timeout."""
     after_s: float | None = None
     """Seconds for which the request in flight had run; None if there was none."""
 
@@ -266,7 +266,7 @@ class AccountChanged(Event):
     cause: Reason
     """The reason of a failed request; circuit_open; or saturated if it can send sooner."""
     hedged: str | None = None
-    """Why the other account was asked beside a request in flight: probe, slow or timeout."""
+    """The reason of an overlap with the request in flight: probe, slow or timeout."""
     after_s: float | None = None
     """Seconds for which the request in flight had run; None if there was none."""
 
@@ -336,7 +336,7 @@ class RequestEnded(Event):
     queue_s: float
     backoff_s: float
     fallback_cause: Reason | None
-    """Why the primary was left for the next route, if it was."""
+    """The reason of the fallback, if there was one."""
     fallback_from: str | None
     """The route that was left, as provider:model."""
     result: ImageResult | None
@@ -348,7 +348,7 @@ class RequestEnded(Event):
     setup_s: float = 0.0
     """Seconds in which SDKs were loaded and built for the call."""
     hedged: str | None = None
-    """Why the call first had two requests in flight: probe, slow or timeout."""
+    """The reason of the first overlap of two requests: probe, slow or timeout."""
     orders: str | None = None
     """The operators' orders that were in force when the call started."""
 

@@ -29,7 +29,7 @@ __all__ = ["MetricSink"]
 _REASONS: Final = frozenset(str(reason) for reason in Reason)
 
 _OF_NO_SPAN: Final = trace.set_span_in_context(trace.INVALID_SPAN, Context())
-"""For all but durations: an exemplar, which links to a trace, costs time."""
+"""For all metrics but durations, because an exemplar, which links to a trace, costs time."""
 
 _MAX_ANSWERING: Final = 32
 """Maximum number of distinct response model names exported as attribute values."""

@@ -46,7 +46,7 @@ class SettingsReporter:
         self._dispatcher = dispatcher
         self._client_id = token_hex(8)
         self._reported: list[object] = []
-        """What the last report was about."""
+        """The content of the last report."""
         self._at = 0.0
 
     def report_if_due(self) -> None:

@@ -110,7 +110,7 @@ _CANCELLED: Final[Mapping[str, str]] = {
     "displaced": "a newer request took its place",
     "round_ended": "the circuit no longer needs this probe",
 }
-"""Why a request was cancelled, by the cause."""
+"""Phrases for the causes of a cancellation."""
 
 _COUNTED_IN_A_ROW: Final = frozenset({"failure", "throttled", "slow"})
 
@@ -214,7 +214,7 @@ _LEFT: Final[Mapping[tuple[str | None, str], str]] = {
     ("slow", Reason.TIMEOUT): "slow",
     ("timeout", Reason.TIMEOUT): "past its limit",
 }
-"""Why the first route was left beside a request in flight, by overlap and cause."""
+"""Phrases for a fallback beside a request in flight, by overlap and cause."""
 
 
 def _order_applied(event: events.OrderApplied) -> str:

@@ -585,7 +585,7 @@ def test_a_hung_probe_is_taken_as_failed_at_its_deadline() -> None:
 
 
 def test_the_first_of_several_hung_probes_decides() -> None:
-    """Of probes sent at different times, the first one to time out ends the round."""
+    """The first probe that times out ends the round, whenever the others were sent."""
     breaker, clock = opened(half_open_calls=3, probe_deadline=61.0)
     clock.pass_(60.0)
     reserved = breaker.try_acquire_early()

@@ -119,7 +119,7 @@ def test_4_a_late_failure_does_not_delay_recovery() -> None:
 
 
 def test_5_a_late_success_does_not_close_it_while_a_probe_is_in_flight() -> None:
-    """Only the probe's own outcome closes the breaker."""
+    """A late success is ignored: only the outcome of the probe closes the breaker."""
 
     async def scenario() -> None:
         breaker = CircuitBreaker(

@@ -163,7 +163,9 @@ def test_the_state_in_status_is_that_of_the_order_in_force(
 def test_status_shows_past_orders(
     server: RedisServer, command: Callable[[str], Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who gave which order, when and why, also of orders that no worker believed."""
+    """Past orders are printed with author, time and reason, including those that no worker
+    trusted.
+    """
     assert "No order was given within a week." in command("status --history").out
     monkeypatch.setattr("resilient_imagen.cli.breaker.author", lambda: "ana")
     with worker(server, control_secret=SECRET):

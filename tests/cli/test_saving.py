@@ -62,7 +62,7 @@ def test_the_extension_determines_the_type(
 
 @pytest.mark.parametrize("name", ["fox.jpg", "fox.jpeg"])
 def test_an_image_of_the_right_type_is_not_converted(name: str, capsys: Capsys) -> None:
-    """Its bytes are saved as they were delivered."""
+    """The delivered bytes are saved unchanged."""
     for target in (name, "other"):
         ended = cli(capsys, *FOX, "-o", target, "--emulator")
         assert "converted" not in ended.out

@@ -457,7 +457,7 @@ def test_a_suspended_order_does_not_affect_others() -> None:
 
 
 def test_orders_are_in_snapshot_log_and_spans(caplog: pytest.LogCaptureFixture) -> None:
-    """They have author, reason and duration.
+    """Orders have author, reason and duration.
 
     The end of an order is an event, and nothing is left.
     """

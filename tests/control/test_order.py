@@ -183,6 +183,7 @@ def test_the_format_is_one_line_of_json() -> None:
     ("text", "seconds"), [("20s", 20), ("30m", 1800), ("2h", 7200), ("24h", 86_400)]
 )
 def test_times_have_a_unit(text: str, seconds: int) -> None:
+    """A time is parsed to seconds."""
     assert parse_duration(text) == seconds
 
 

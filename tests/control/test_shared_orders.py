@@ -503,7 +503,7 @@ def test_workers_with_control_off_report_it() -> None:
 
 
 def test_a_worker_that_leaves_is_not_waited_for() -> None:
-    """Its report is deleted when it unregisters."""
+    """The report of a worker is deleted when it unregisters."""
 
     async def scene(made: Fleet) -> None:
         await made.workers.pop().client.aclose()

@@ -203,7 +203,7 @@ def test_an_address_of_jaeger_is_checked(url: str) -> None:
 
 
 def test_a_closed_client_is_down() -> None:
-    """Its circuits are closed, but it accepts no calls."""
+    """A closed client has closed circuits, but accepts no calls."""
 
     async def main() -> None:
         async with served() as page:

@@ -103,7 +103,10 @@ def test_a_cancelled_probe_releases_its_lease() -> None:
 
 
 def test_a_killed_process_delays_recovery_by_one_probe_deadline_at_most() -> None:
-    """Its lease expires at the probe's deadline; rejected requests of others do not extend it."""
+    """The lease of a killed process expires at the probe's deadline.
+
+    Rejected requests of others do not extend it.
+    """
 
     async def scene(redis: FakeRedisCluster) -> None:
         async with started_workers(redis, 3, probe_deadline=30.0) as workers:

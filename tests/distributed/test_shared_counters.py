@@ -64,7 +64,7 @@ def test_counters_belong_to_the_minute_of_their_age() -> None:
 
 
 def test_a_worker_that_leaves_adds_its_last_counters() -> None:
-    """They are part of the command that unregisters it."""
+    """The last counters are part of the command that unregisters the worker."""
 
     async def main(redis: FakeRedisCluster) -> None:
         async with started_workers(redis, 2) as workers:

@@ -101,7 +101,7 @@ def test_different_settings_are_named_in_one_warning(
 
 
 def test_a_worker_in_shadow_mode_does_not_vote() -> None:
-    """Its failures open no other worker's breaker."""
+    """Failures of a worker in shadow mode do not open the breaker of another worker."""
 
     async def scene(redis: FakeRedisCluster) -> None:
         shadow, *others = [Worker(redis, mode=mode) for mode in ("shadow", "on", "on")]

@@ -54,7 +54,7 @@ def test_the_example(
 
 
 def test_three_lines_replace_the_applications_module() -> None:
-    """They export the functions that the call sites use, with the same signatures."""
+    """The three lines export the functions that the call sites use, with the same signatures."""
     (module,) = README.samples(heading="In your application")
     assert len(module.splitlines()) == 3
     exported = executed(module)

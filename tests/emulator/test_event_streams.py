@@ -58,7 +58,7 @@ def test_a_stream_sends_previews_and_then_the_image(way: str) -> None:
 
 
 def test_an_edit_is_streamed() -> None:
-    """Its events have different names, and its form fields are strings."""
+    """The events of an edit have different names, and its form fields are strings."""
 
     async def scenario(both: Wired) -> None:
         stream = await both.gpt_edit(

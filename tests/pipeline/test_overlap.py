@@ -1021,8 +1021,8 @@ def test_a_later_routes_refusal_is_raised_when_no_other_request_runs() -> None:
     run_overlap(scene, hedge_after=5, hedge_budget=1)
 
 
-def test_of_two_images_in_the_same_instant_that_of_the_primary_is_delivered() -> None:
-    """Of two simultaneous images the primary's is delivered; both are recorded and paid for."""
+def test_the_primarys_image_is_delivered_of_two_in_the_same_instant() -> None:
+    """The primary's image is delivered, and both are recorded and paid for."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.latency, scenario.openai.latency = 10.0, 5.0

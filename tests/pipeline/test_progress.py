@@ -360,7 +360,7 @@ def test_an_exit_of_the_program_is_not_caught() -> None:
 
 
 def test_a_slow_async_callback_does_not_delay_the_call() -> None:
-    """Its status events are queued in order, and it continues after the call."""
+    """The status events of a slow callback are queued in order, and it continues after the call."""
     seen: list[tuple[float, str]] = []
 
     async def slow(event: Progress) -> None:

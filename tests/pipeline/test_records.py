@@ -374,7 +374,7 @@ def test_a_models_limit_applies_to_all_references_of_a_request(
 
 
 def test_adjustments_include_a_providers_prompt_hints() -> None:
-    """They follow the notes about the image; the method is optional for a provider."""
+    """Prompt hints follow the notes about the image; the method is optional for a provider."""
 
     class Hinting(FakeProvider):
         def prompt_hints_for(self, request: ImageRequest) -> PromptHints:

@@ -240,7 +240,7 @@ def test_images_that_arrive_before_the_deadline_are_delivered() -> None:
 
 
 def test_a_request_that_is_slow_to_end_does_not_delay_the_images_beyond_the_deadline() -> None:
-    """Its end is recorded and its cost added later, and no task is left then."""
+    """The end of a slow request is recorded and its cost added later, and no task is left then."""
 
     async def scene(scenario: PipelineScenario) -> None:
         end_slowly(scenario)

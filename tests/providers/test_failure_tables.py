@@ -105,7 +105,7 @@ def test_codes_that_every_vendor_and_relay_uses(
     reason: Reason,
     account_wide: bool,
 ) -> None:
-    """These codes determine the reason at any status."""
+    """Common codes determine the reason at any status."""
     found = look_up_all(vendor, statuses, body)
     assert found == dict.fromkeys(statuses, (reason, account_wide))
 

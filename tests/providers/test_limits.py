@@ -237,7 +237,7 @@ def test_a_slow_error_body_is_classified_by_its_status(
 
 @VENDORS
 def test_an_error_compressed_twice_releases_its_connection(vendor: str) -> None:
-    """Such errors do not use up the provider's connections."""
+    """Errors that are compressed twice do not use up the provider's connections."""
     twice = http(500, b"x" * 100, {"content-encoding": "gzip, gzip"})
 
     async def main() -> int:

@@ -348,7 +348,7 @@ def test_routes_that_support_a_mask_are_asked_first(down: str | None, served: st
 
 
 def test_a_mask_needs_a_route_that_supports_it() -> None:
-    """Otherwise no request is sent, and the error names the routes."""
+    """Without such a route no request is sent, and the error names the routes."""
 
     async def scenario(wire: Wire) -> None:
         with pytest.raises(InvalidRequestError, match="none of the routes google:gemini-3-pro"):

@@ -320,7 +320,9 @@ def test_providers_may_be_set_after_the_client_was_made() -> None:
 
 
 def test_an_event_is_a_frozen_dataclass_with_its_defaults() -> None:
-    """Its fields have defaults, can be replaced but not assigned, and appear in its repr."""
+    """Fields of an event have defaults, can be replaced but not assigned, and appear in its
+    repr.
+    """
     event = warned(1)
     assert event == warned(1) != warned(2)
     assert event.call_id == ""
@@ -331,7 +333,7 @@ def test_an_event_is_a_frozen_dataclass_with_its_defaults() -> None:
 
 
 def test_an_attempt_has_the_fields_of_the_objects_that_it_carries() -> None:
-    """They can be read and replaced like other fields, but not assigned or passed."""
+    """The fields of carried objects can be read and replaced, but not assigned or passed."""
     record = RecordingSink()
     run_virtual(ask(record))
     (event,) = record.attempts

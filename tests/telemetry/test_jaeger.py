@@ -129,7 +129,7 @@ def test_a_jaeger_that_cannot_be_built_is_explained(
 
 
 def test_every_call_is_one_trace_with_one_root(evidence: Evidence) -> None:
-    """There are as many traces as calls, and every other span is below its call's root."""
+    """The number of traces is that of the calls, and every other span is below its call's root."""
     traces = evidence.backend.find(evidence.service, {})
     assert len(traces) == len(evidence.events.of(RequestStarted)) == 8
     for trace in traces:

@@ -436,7 +436,7 @@ def test_the_totals_have_the_cost_of_both_requests_once() -> None:
 
 
 def test_the_cost_of_a_hedged_probe_is_added_when_it_ends() -> None:
-    """Its image counts, although no caller gets it."""
+    """The image of a hedged probe is counted, although no caller gets it."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         await open_google(scenario)

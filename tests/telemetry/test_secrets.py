@@ -288,7 +288,7 @@ class Talkative:
 
 
 def test_an_applications_provider_may_quote_the_prompt(logged: Callable[[], str]) -> None:
-    """Its error reaches the caller and all sinks without the prompt."""
+    """The error of such a provider reaches the caller and all sinks without the prompt."""
     telemetry = Telemetry()
 
     async def main() -> str:
