@@ -25,7 +25,7 @@ __all__ = ["Board", "OrderBoard", "WorkerReport", "open_board", "parse_report"]
 
 _MICRO: Final = 1_000_000
 _SILENT: Final = 4.0
-"""Seconds without a check-in after which a worker counts as gone: three heartbeats and more."""
+"""Seconds without a heartbeat after which a worker counts as gone: more than three periods."""
 _WORKERS_PER_SECOND: Final = 500.0
 """Heartbeats per second of all workers; see `coordinator`."""
 _TIMEOUT: Final = 5.0
@@ -36,7 +36,7 @@ class WorkerReport(NamedTuple):
 
     worker: str
     silent_s: float
-    """Seconds since its last check-in."""
+    """Seconds since its last heartbeat."""
     known: int
     """The serial up to which it has read the orders."""
     orders: Mapping[int, str]

@@ -26,7 +26,7 @@ _MESSAGE: Final = b'{"orders":'
 
 
 def order_keys(address: Address) -> tuple[str, ...]:
-    """Return the keys of `orders.lua`: orders, reports of workers, and times of check-ins."""
+    """Return the keys of `orders.lua`: orders, reports of workers, and times of heartbeats."""
     return tuple(address.key(kind, "fleet") for kind in ("orders", "obeyed", "heard"))
 
 

@@ -17,9 +17,9 @@ local function number_of(text, default)
   return number and math.abs(number) < 2 ^ 53 and number or default
 end
 
--- Return whether a newer protocol owns the data: a worker of it was heard of within a minute. The
--- caller must not touch them then. Data of a newer protocol without a worker are deleted, so that
--- a rollback shares again. Data of an older protocol are taken over.
+-- Return whether a newer protocol owns the data: one of its workers sent a command within a minute.
+-- Then the caller must not change them. Data of a newer protocol without a worker are deleted, so
+-- that a rollback shares again. Data of an older protocol are taken over.
 local function is_foreign(protocol, seen)
   if protocol <= args.protocol then
     return false

@@ -1,8 +1,8 @@
--- An operator gives an order. Every worker hears of it; those that do not read it at a check-in.
+-- Store an operator's order and publish it. Workers that miss the message read it at a heartbeat.
 -- KEYS  orders (see orders.lua), history (sorted set: the last orders by their serials)
 -- args  channel, field, order (JSON), serial, ends (microseconds since 1970, the server's),
 --       replaced (fields of orders that it replaces)
--- The answer is 1, or 0 if the serial is not higher than all others, or not of about now: the
+-- The answer is 1, or 0 if the serial is not higher than all others, or not close to the present: the
 -- caller has read the orders, or the time, before they changed, and tries again.
 local ORDERS, HISTORY = KEYS[1], KEYS[2]
 local KEEP = 25 * 3600  -- seconds; an order lasts 24 hours at most

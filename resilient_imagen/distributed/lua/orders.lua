@@ -1,7 +1,7 @@
--- A worker checks in: it reports how it obeys the operators' orders, and reads them if they changed.
+-- Store a worker's report about the operators' orders, and return the orders if they have changed.
 -- KEYS  orders (hash: any name to "end order", the end in microseconds; "serial" to the highest
 --       serial)
---       obeyed (hash: worker to its report), heard (sorted set: worker by the time of its check-in)
+--       obeyed (hash: worker to its report), heard (sorted set: worker by the time of its heartbeat)
 -- args  worker, report (JSON), known (serial up to which the worker knows the orders), leaving (bool)
 -- The answer has the time, the highest serial and, if that is not the known one, all orders.
 local ORDERS, OBEYED, HEARD = KEYS[1], KEYS[2], KEYS[3]
