@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
+from hypothesis import is_hypothesis_test, settings
 from redis_kit import RedisServer, redis_server
 
 if TYPE_CHECKING:
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 OURS = ("IMAGE_GEN_", "GOOGLE_", "GEMINI_", "VERTEX_", "OPENAI_", "AZURE_", "OTEL_")
 
 # Without deadlines, because the machine may be busy. A change is judged by the same examples on
-# every machine (derandomize). --hypothesis-profile chooses another profile: .ci/slow takes
-# "thorough", which looks for new examples, and .ci/run takes "brief" on other Pythons.
+# every machine (derandomize); they depend on the constants in all imported modules, too.
+# --hypothesis-profile chooses another profile: .ci/slow takes "thorough", which looks for new
+# examples, and .ci/run takes "brief" on other Pythons.
 settings.register_profile("unhurried", deadline=None, derandomize=True)
 settings.register_profile("brief", deadline=None, derandomize=True, max_examples=20)
 settings.register_profile("thorough", deadline=None, max_examples=3000)
@@ -50,12 +51,12 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Run tests with the marker no_cover untraced.
+    """Run property tests and tests with the marker no_cover untraced.
 
-    In a worker of xdist, pytest-cov has two nested measurements, and pausing the inner one resumes
-    the outer one.
+    Tracing doubles the CPU time of all code, also of other libraries. In a worker of xdist,
+    pytest-cov has two nested measurements, and pausing the inner one resumes the outer one.
     """
-    if item.get_closest_marker("no_cover") is None:
+    if not (item.get_closest_marker("no_cover") or is_hypothesis_test(getattr(item, "obj", None))):
         return (yield)
     tracer, of_threads = sys.gettrace(), threading.gettrace()
     sys.settrace(None)

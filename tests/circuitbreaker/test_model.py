@@ -187,7 +187,11 @@ class BreakerMachine(RuleBasedStateMachine):
                 self.calls.pop()
 
     @precondition(lambda self: self.oracle.state == "closed")
-    @rule(hint=HINTS.filter(bool), others=st.integers(0, 3), late=st.lists(NEWS, max_size=2))
+    @rule(
+        hint=HINTS.filter(bool),
+        others=st.integers(1, 3),
+        late=st.lists(NEWS, min_size=1, max_size=2),
+    )
     def rate_limit(
         self, hint: float, others: int, late: list[tuple[BreakerOutcome, float | None]]
     ) -> None:

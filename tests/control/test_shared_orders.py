@@ -374,6 +374,7 @@ def test_a_signed_order_is_obeyed() -> None:
     run(scene, 2, control_secret=SECRET)
 
 
+@pytest.mark.no_cover
 def test_a_replayed_order_changes_nothing() -> None:
     """It is ignored while the replacing order lasts, afterwards, and once it has expired itself."""
 

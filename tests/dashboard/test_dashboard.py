@@ -118,6 +118,7 @@ def test_fallbacks_have_the_ids_of_their_traces() -> None:
     run(main())
 
 
+@pytest.mark.no_cover
 def test_one_snapshot_per_second_for_any_traffic() -> None:
     """Thousands of events cause no further snapshots, and an idle client causes no fewer."""
 

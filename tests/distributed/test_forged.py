@@ -75,6 +75,7 @@ async def refused(scenario: LoopScenario) -> CircuitOpenError | None:
     return None
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("ahead", "more"),
     [

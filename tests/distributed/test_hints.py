@@ -18,6 +18,8 @@ from fleet_kit import (
 from resilient_imagen.circuitbreaker import Permit, Rejection
 from resilient_imagen.reasons import BreakerOutcome, Reason
 
+pytestmark = pytest.mark.no_cover
+
 
 async def in_flight(worker: Worker) -> Permit:
     permit = await worker.admit()

@@ -20,6 +20,8 @@ from fleet_kit import (
 
 from resilient_imagen.circuitbreaker import Permit
 
+pytestmark = pytest.mark.no_cover
+
 
 async def lose_writes(redis: FakeRedisCluster, snapshot: object) -> None:
     """Replace the server by one with older data, and wait for the next heartbeats."""

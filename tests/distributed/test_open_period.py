@@ -19,6 +19,8 @@ from redis_kit import RedisServer
 
 from resilient_imagen.reasons import Reason
 
+pytestmark = pytest.mark.no_cover
+
 
 def left(worker: Worker) -> float:
     seconds = worker.breaker.metrics().retry_after

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from resilient_imagen.ratelimit.limiter import QueueFullError
 from resilient_imagen.testing import run_virtual
 
+pytestmark = pytest.mark.no_cover
+
 
 def now() -> float:
     return asyncio.get_running_loop().time()

@@ -12,6 +12,8 @@ from fleet_kit import Worker, run_with_fake_redis
 
 from resilient_imagen.virtualtime import VirtualTimeLoop
 
+pytestmark = pytest.mark.no_cover
+
 
 def test_five_short_disconnects_do_not_speed_the_fleet_up() -> None:
     """All connections break five times for 50 ms; all workers together keep the limit."""

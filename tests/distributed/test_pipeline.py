@@ -44,6 +44,7 @@ def request_times(scenarios: list[LoopScenario]) -> list[float]:
     return sorted(each.at for scenario in scenarios for each in scenario.google.sent)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("callers", [1, 3])
 def test_concurrent_calls_of_all_clients_wait_for_one_probe(
     callers: int, monkeypatch: pytest.MonkeyPatch

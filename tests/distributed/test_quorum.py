@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from resilient_imagen.circuitbreaker import Rejection
 from resilient_imagen.reasons import Reason
 
+pytestmark = pytest.mark.no_cover
+
 OWN_TROUBLE = [
     Reason.CONNECTION,
     Reason.TIMEOUT,

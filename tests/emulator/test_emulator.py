@@ -131,6 +131,7 @@ def test_equal_requests_give_equal_images() -> None:
     assert made[0] == made[1]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("prompt", ["x" * 3000, "word " * 600, "\u5922 \U0001f3a8", "\n\t"])
 @pytest.mark.parametrize("size", ["1024x1024", "3840x1280", "1280x3840"])
 def test_any_prompt_can_be_drawn(prompt: str, size: str) -> None:

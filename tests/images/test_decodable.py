@@ -70,6 +70,7 @@ def test_a_hostile_reference_is_dropped_with_its_reason(case: str) -> None:
     assert REFUSED[case][1] in dropped["why"]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("case", HARMLESS)
 def test_an_image_with_hostile_metadata_is_still_used(case: str) -> None:
     """Only the pixels are decoded, and no warning is emitted."""
@@ -82,6 +83,7 @@ def test_an_image_with_hostile_metadata_is_still_used(case: str) -> None:
     assert pixel_size(reference.data) in {(48, 80), (8, 8), (4, 4), (1, 1)}
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("case", ["many scans", "many scans of a plain jpeg", "narrow png", "tiff",
                                   "gif frame", "avif that claims little"])  # fmt: skip
 @pytest.mark.parametrize("mode", ["none", "crop"])

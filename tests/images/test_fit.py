@@ -31,6 +31,7 @@ def numbers(ratio: str) -> tuple[int, int]:
     return int(across), int(down)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("ratio", ASPECT_RATIOS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_every_ratio_is_reached_from_every_size(ratio: str, size: tuple[int, int]) -> None:

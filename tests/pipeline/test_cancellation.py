@@ -69,6 +69,7 @@ async def cancelled_at_step(scenario: PipelineScenario, step: int, options: dict
     return canceller.steps >= step
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
 @pytest.mark.parametrize("deadline", [None, 25.0], ids=["no-deadline", "deadline"])
 @pytest.mark.parametrize("probing", [False, True], ids=["closed", "probing"])

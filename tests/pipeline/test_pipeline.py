@@ -139,6 +139,7 @@ def test_queued_and_waiting_callers_leave_a_route_that_opens() -> None:
     run_scenario(scene, ipm=10, openai_ipm=6000)
 
 
+@pytest.mark.no_cover
 def test_after_the_reset_timeout_exactly_one_probe_is_sent() -> None:
     """Of a thousand callers after the open period, one sends a probe, and no other waits."""
 

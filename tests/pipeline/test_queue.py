@@ -49,6 +49,7 @@ async def ask(client: ImageClient, deadline: float | None) -> tuple[Reason | Non
     return None, now() - began
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("deadline", [30, 45, 61, 75, 90, 120])
 @pytest.mark.parametrize(
     ("slots", "per_minute"), [(4, 10), (16, 10), (2, 10), (1, 6000), (4, 6000)]
@@ -195,6 +196,7 @@ def test_an_sdk_that_is_built_slowly_takes_its_time_from_all_routes(deadline: fl
     assert (result.provider, result.fallback_reason) == ("google", None)
 
 
+@pytest.mark.no_cover
 def test_the_loop_of_these_tests_stops_busy_loops() -> None:
     """A busy loop, with or without an await, fails the test instead of hanging it."""
 

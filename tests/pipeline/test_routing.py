@@ -307,6 +307,7 @@ def test_a_downgraded_resolution_is_listed_in_the_result() -> None:
     run_scenario(scene)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("others", [31, 32, 33, 60, 200])
 def test_an_open_circuit_is_not_forgotten_for_other_names(others: int) -> None:
     """An open circuit is kept however many other models callers name."""
@@ -330,6 +331,7 @@ def test_an_open_circuit_is_not_forgotten_for_other_names(others: int) -> None:
     )
 
 
+@pytest.mark.no_cover
 def test_failures_of_many_names_in_turn_are_counted_for_each() -> None:
     """Failures of forty models in turn open forty circuits."""
 
@@ -362,6 +364,7 @@ def test_the_number_of_caller_named_models_is_limited() -> None:
     run_scenario(scene, ipm=1_000_000)
 
 
+@pytest.mark.no_cover
 def test_the_number_of_open_circuits_and_warnings_of_caller_named_models_is_limited() -> None:
     """At most 256 open circuits and warnings of caller-named models are kept."""
 

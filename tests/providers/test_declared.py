@@ -233,6 +233,7 @@ def test_a_variable_that_the_kind_does_not_have_is_reported(
 _NAMES = st.from_regex("[a-z][a-z0-9_]{0,12}", fullmatch=True)
 
 
+@pytest.mark.no_cover
 @given(_NAMES, _NAMES)
 def test_variables_of_two_providers_never_collide(one: str, other: str) -> None:
     """A value that is set for one declared provider is not read for another one."""

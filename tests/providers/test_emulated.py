@@ -89,6 +89,7 @@ def test_every_shape_is_an_image_or_its_reason(
         assert outcome.reason is expected
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("vendor", "model"),
     [

@@ -127,6 +127,7 @@ async def run_calls(
         return shown, server
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("status", "fault"),
     [(401, "none"), (403, "none"), (503, "none"), (400, "refused"), (503, "unreachable")],

@@ -351,6 +351,7 @@ def test_an_open_breaker_of_a_model_that_only_a_caller_named_is_shown() -> None:
     run_telemetry_scenario(scene, **FAST)
 
 
+@pytest.mark.no_cover
 def test_breakers_are_read_while_callers_add_more(caplog: pytest.LogCaptureFixture) -> None:
     """An exporter's thread can read the gauges while callers add routes."""
 

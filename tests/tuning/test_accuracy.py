@@ -10,6 +10,8 @@ from types import ModuleType
 import pytest
 from paths import ROOT
 
+pytestmark = pytest.mark.no_cover
+
 FOLDER = ROOT / "benchmarks"
 
 
@@ -25,7 +27,15 @@ def study() -> Iterator[ModuleType]:
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("kind", ["flapping", "hangs", "throttled", "both vendors"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "flapping",
+        "hangs",
+        pytest.param("throttled", marks=pytest.mark.ci),
+        pytest.param("both vendors", marks=pytest.mark.ci),
+    ],
+)
 def test_the_pipeline_and_the_independent_simulation_waste_the_same_requests(
     study: ModuleType, kind: str
 ) -> None:
@@ -37,6 +47,7 @@ def test_the_pipeline_and_the_independent_simulation_waste_the_same_requests(
         assert study.exact(world, settings) == pytest.approx(true, rel=0.06, abs=3), name
 
 
+@pytest.mark.ci
 def test_a_half_working_service_recorded_under_the_defaults_is_predicted(
     study: ModuleType,
 ) -> None:

@@ -71,11 +71,11 @@ def distance(replayed: Measures, truly: Measures) -> dict[str, float]:
     ("name", "other"),
     [
         ("outage of 30 minutes", "patient"),
-        ("flapping, 5 minutes of 30", "eager"),
-        ("hang of 30 minutes", "eager"),
-        ("slow, four times, slowly", "patient"),
         ("throttling", "nervous"),
-        ("storyboards", "eager"),
+        pytest.param("flapping, 5 minutes of 30", "eager", marks=pytest.mark.ci),
+        pytest.param("hang of 30 minutes", "eager", marks=pytest.mark.ci),
+        pytest.param("slow, four times, slowly", "patient", marks=pytest.mark.ci),
+        pytest.param("storyboards", "eager", marks=pytest.mark.ci),
     ],
 )
 def test_one_recording_of_each_kind_predicts_within_the_stated_error(name: str, other: str) -> None:

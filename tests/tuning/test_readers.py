@@ -72,6 +72,7 @@ def test_structlogs_json_lines_are_a_recording(structlog_lines: io.StringIO) -> 
     assert notes == Counter()
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "processors",
     [
@@ -101,6 +102,7 @@ class MessageAsJson(logging.Formatter):
         return json.dumps({"level": record.levelname, "message": record.getMessage()})
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "formatter",
     [
@@ -524,6 +526,7 @@ def test_an_endless_line_is_not_held(
     assert loaded.notes[SKIPPED] == 1
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "line",
     [

@@ -22,6 +22,8 @@ from resilient_imagen.tuning.recorded_outcomes import ASSUMED_LATENCY, RecordedO
 from resilient_imagen.tuning.recording import Recording
 from resilient_imagen.tuning.rows import Attempted
 
+pytestmark = pytest.mark.no_cover
+
 ROUTE = "google:gemini-3-pro-image"
 FAILED = {"reason": Reason.OVERLOADED}
 START = 1e9

@@ -10,6 +10,8 @@ import pytest
 from resilient_imagen.tuning.prediction import estimate
 from resilient_imagen.tuning.regimes import HEALTHY, RegimePath, RegimePaths
 
+pytestmark = pytest.mark.no_cover
+
 HOUR = 3600.0
 
 

@@ -48,6 +48,7 @@ def test_without_a_breaker_the_same_outage_is_not() -> None:
     assert measures.detected == 0
 
 
+@pytest.mark.no_cover
 def test_it_is_repeatable_and_hangs_on_its_seed() -> None:
     """Same arguments, same measures; another seed, another world."""
     scenario = Scenario(outages=(OUTAGE,))
@@ -99,6 +100,7 @@ def test_a_refused_key_closes_the_accounts_other_models_too() -> None:
     assert simulate(scenario, Settings(routes=chain)).wasted_requests == 1
 
 
+@pytest.mark.no_cover
 def test_money_is_counted_for_requests_that_were_given_up() -> None:
     """A hanging request is billed, though it brought no image."""
     hang = Outage(start=600, duration=300, reason=Reason.TIMEOUT)
@@ -110,6 +112,7 @@ def test_money_is_counted_for_requests_that_were_given_up() -> None:
     assert kept.wasted_s > 60 * kept.wasted_requests, "requests go on until the next route delivers"
 
 
+@pytest.mark.no_cover
 def test_both_requests_of_a_call_count() -> None:
     """A slow request that loses is recorded with its price, beside the one that served the call."""
     slow = Outage(start=0, duration=3600, share=0.0, slower=3.0)
@@ -140,6 +143,7 @@ def test_a_probe_counts_although_its_call_has_ended() -> None:
     assert run.seconds[4] < 60
 
 
+@pytest.mark.no_cover
 def test_the_slowest_requests_are_hedged_by_p95() -> None:
     """Without a number of seconds, about one request of twenty gets a second one beside it."""
     service = Service(latency=LatencyDistribution(20, 45))
@@ -279,6 +283,7 @@ def test_chance_hangs_on_what_is_asked_alone() -> None:
     assert sum(units) / len(units) == pytest.approx(0.5, abs=0.03)
 
 
+@pytest.mark.no_cover
 def test_two_accounts_of_a_step_serve_twice_as_many_calls() -> None:
     """A simulated step shares its calls between its accounts, each with its own pace."""
     two_steps = Scenario(

@@ -189,6 +189,7 @@ def end_of(spans: list[ReadableSpan]) -> float:
     return max(span.end_time or 0 for span in spans) / 1e9
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("old", [False, True], ids=["api v3", "older api"])
 @pytest.mark.parametrize("after", [1.0, 2600.7, 3000.0, 3599.3])
 def test_a_jaeger_is_a_recording(

@@ -222,6 +222,7 @@ def late() -> Recording:
     return record(FLAPPING, LATE)
 
 
+@pytest.mark.no_cover
 def test_a_sweep_tries_as_many_as_asked(flapping: Recording) -> None:
     """It tries the present settings, the defaults and others, and reports each replay."""
     seen: list[tuple[int, int]] = []
@@ -258,6 +259,7 @@ def test_the_replay_of_the_recorded_settings_gives_what_was_recorded(flapping: R
         assert replayed.value == pytest.approx(recorded.value, rel=0.05, abs=0.01), name
 
 
+@pytest.mark.ci
 @pytest.mark.no_cover
 def test_other_settings_than_the_recorded_ones_are_refused_by_name() -> None:
     """The replay does not give what was recorded; the settings that explain it are named."""
@@ -270,6 +272,7 @@ def test_other_settings_than_the_recorded_ones_are_refused_by_name() -> None:
     assert named["IMAGE_GEN_BREAKER_RESET_TIMEOUT"] == "15"
 
 
+@pytest.mark.ci
 @pytest.mark.no_cover
 def test_a_pace_that_makes_calls_wait_is_mentioned(flapping: Recording) -> None:
     """A doubled limit is not recommended, but its effect is shown where calls wait for it."""
@@ -304,6 +307,7 @@ def test_a_stray_call_a_month_earlier_changes_nothing(late: Recording) -> None:
     assert settings_in_effect(late, {}).notes == ()
 
 
+@pytest.mark.ci
 @pytest.mark.no_cover
 def test_each_recommended_line_has_an_effect() -> None:
     """Lines without effect are left out, and each line has its part of the gain.
@@ -341,6 +345,7 @@ def test_a_sweep_that_is_stopped_keeps_what_was_tried(flapping: Recording) -> No
     assert set(found.advice) == set(Objective)
 
 
+@pytest.mark.ci
 @pytest.mark.no_cover
 def test_a_recording_in_shadow_mode_is_compared_with_the_breaker_on() -> None:
     """It is replayed as it was recorded; all other settings have the breaker on."""
@@ -355,6 +360,7 @@ def test_a_recording_in_shadow_mode_is_compared_with_the_breaker_on() -> None:
     assert list(compared(found))[:3] == ["recorded", "replayed", "breaker on"]
 
 
+@pytest.mark.ci
 @pytest.mark.no_cover
 def test_with_the_breaker_off_all_others_have_it_on() -> None:
     """The lines to paste switch it on."""
@@ -381,6 +387,7 @@ def test_the_fallbacks_breaker_can_be_tuned_apart() -> None:
     assert TunableSettings.of(applied) == apart
 
 
+@pytest.mark.no_cover
 def test_what_if_compares_one_setting_with_what_was_recorded(flapping: Recording) -> None:
     """A longer series of failures before opening wastes more requests."""
     settings = Settings(**ROOMY)
@@ -398,6 +405,7 @@ def test_routes_have_short_names() -> None:
     assert labels(["google:a", "google:c", "openai:b"]) == ["a", "c", "openai"]
 
 
+@pytest.mark.ci
 @pytest.mark.no_cover
 def test_processes_find_what_one_finds(flapping: Recording) -> None:
     """Two processes make the same trials and give the same advice as one."""
