@@ -8,16 +8,7 @@ from typing import Annotated
 import typer
 
 from resilient_imagen.cli.command_errors import CommandError
-from resilient_imagen.cli.orders import (
-    FOR,
-    WHY,
-    FilePath,
-    FleetUrl,
-    author,
-    lifetime,
-    open_place,
-    send,
-)
+from resilient_imagen.cli.orders import ControlFilePath, FleetUrl, Lasts, Why, send
 
 __all__ = ["breaker"]
 
@@ -37,15 +28,15 @@ def breaker(
     route: Annotated[
         str, typer.Argument(help="provider:model, or a provider's name for all its routes.")
     ],
-    lasts: Annotated[str, typer.Option("--for", help=FOR)] = "30m",
-    why: Annotated[str, typer.Option(help=WHY)] = "",
+    lasts: Lasts = "30m",
+    why: Why = "",
     hold: Annotated[bool, typer.Option("--hold", help="Keep it closed until --for ends.")] = False,
     even_account: Annotated[
         bool,
         typer.Option("--even-account", help="Also after a used-up quota or a refused key."),
     ] = False,
     redis_url: FleetUrl = None,
-    control_file: FilePath = None,
+    control_file: ControlFilePath = None,
 ) -> None:
     """Open or close a circuit in running processes, for a limited time.
 
@@ -53,18 +44,14 @@ def breaker(
     now, and it may trip again; with --hold it stays closed until --for ends. [bold]reset[/bold]
     ends what was ordered before.
     """
-    from resilient_imagen.control import Order
-
     if action is not Action.CLOSE and (hold or even_account):
         raise CommandError("--hold and --even-account belong to close")
-    draft = Order(
+    send(
+        redis_url,
+        control_file,
+        lasts,
+        why,
         action="hold" if hold else action.value,
         target=route,
         even_account=even_account,
-        ttl=lifetime(lasts),
-        by=author(),
-        why=why,
-        serial=1,
     )
-    place, _ = open_place(redis_url, control_file)
-    send(place, draft)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from resilient_imagen.cli.command_errors import CommandError, system_words
+from resilient_imagen.cli.orders import FleetUrl, fleet_orders, settings_with
 from resilient_imagen.cli.terminal import echo
 
 if TYPE_CHECKING:
@@ -23,10 +24,7 @@ _VARIABLE: Final = "DASHBOARD_TOKEN"
 
 
 def dashboard(
-    redis_url: Annotated[
-        str | None,
-        typer.Option(help="Where Redis is; IMAGE_GEN_REDIS_URL if not given.", show_default=False),
-    ] = None,
+    redis_url: FleetUrl = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8484,
     controls: Annotated[
@@ -73,22 +71,12 @@ def _token() -> str:
 def _application(
     redis_url: str | None, host: str, token: str | None, jaeger_url: str | None
 ) -> ASGIApp:
-    from resilient_imagen.control.fleet import FleetOrders
     from resilient_imagen.dashboard.application import serve
     from resilient_imagen.dashboard.fleet import FleetSource
-    from resilient_imagen.distributed import Address
-    from resilient_imagen.settings import Settings
 
-    settings = Settings(redis_url=redis_url) if redis_url else Settings()
-    if settings.redis_url is None:
-        raise CommandError("nothing is shared: set IMAGE_GEN_REDIS_URL, or give --redis-url")
-    secret = settings.control_secret
-    fleet = FleetOrders(
-        Address.parse(settings.redis_url.get_secret_value()),
-        None if secret is None else secret.get_secret_value(),
-    )
+    settings = settings_with(redis_url)
     return serve(
-        FleetSource(fleet, [step.accounts for step in settings.routes]),
+        FleetSource(fleet_orders(settings), [step.accounts for step in settings.routes]),
         token=token,
         jaeger_url=jaeger_url,
         # On this machine's own address, no other name is right; see Security in the guide.

@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, TypeAlias
 
 import typer
 
@@ -24,15 +24,14 @@ if TYPE_CHECKING:
     from resilient_imagen.distributed.order_board import WorkerReport
 
 __all__ = [
-    "FOR",
-    "WHY",
-    "FilePath",
+    "ControlFilePath",
     "FleetUrl",
-    "OrderPlace",
-    "author",
-    "lifetime",
+    "Lasts",
+    "Why",
+    "fleet_orders",
     "open_place",
     "send",
+    "settings_with",
     "span",
     "warn_of_distrusted",
 ]
@@ -40,9 +39,14 @@ __all__ = [
 _WAITS: Final = 6.0
 """Seconds to wait for processes that look at a control file once a second."""
 _PAUSE: Final = 0.05
-FOR = "How long it holds, such as 20s, 30m or 2h; at most 24h."
-WHY = "The reason, for the log and for other operators."
-FleetUrl = Annotated[
+
+Lasts: TypeAlias = Annotated[
+    str, typer.Option("--for", help="How long it holds, such as 20s, 30m or 2h; at most 24h.")
+]
+Why: TypeAlias = Annotated[
+    str, typer.Option(help="The reason, for the log and for other operators.")
+]
+FleetUrl: TypeAlias = Annotated[
     str | None,
     typer.Option(
         "--redis-url",
@@ -50,7 +54,7 @@ FleetUrl = Annotated[
         show_default=False,
     ),
 ]
-FilePath = Annotated[
+ControlFilePath: TypeAlias = Annotated[
     Path | None,
     typer.Option(
         "--control-file",
@@ -70,23 +74,6 @@ class Given(NamedTuple):
     """Whether all processes that answered obey; of a fleet, at least one must have answered."""
 
 
-class OrderPlace(Protocol):
-    """The place where running processes find orders: Redis or a file."""
-
-    @property
-    def shown(self) -> str:
-        """The place in words."""
-        ...
-
-    def read(self) -> list[tuple[Order, float]]:
-        """Return the orders in force, with the seconds that are left; warn of distrusted ones."""
-        ...
-
-    def put(self, draft: Order) -> Given:
-        """Issue an order there."""
-        ...
-
-
 class _Fleet(NamedTuple):
     """The processes that share one Redis."""
 
@@ -98,11 +85,13 @@ class _Fleet(NamedTuple):
         return f"Redis at {address.shown}, keys {address.namespace}:*"
 
     def read(self) -> list[tuple[Order, float]]:
+        """Return the orders in force, with the seconds that are left; warn of distrusted ones."""
         found = asyncio.run(self.fleet.read_all())
         warn_of_distrusted(found.distrusted)
         return [(each.order, each.left_s) for each in found.orders]
 
     def put(self, draft: Order) -> Given:
+        """Issue an order."""
         from resilient_imagen import ConfigurationError
 
         stored: list[bool] = []
@@ -121,7 +110,7 @@ class _Fleet(NamedTuple):
 
 
 class _File(NamedTuple):
-    """A control file, for the processes of this machine."""
+    """A control file, for the processes of this machine; the methods are those of a fleet."""
 
     path: Path
     secret: str | None
@@ -178,38 +167,75 @@ class _File(NamedTuple):
             time.sleep(_PAUSE)
 
 
-def open_place(redis_url: str | None, control_file: Path | None) -> tuple[OrderPlace, Settings]:
-    """Return the place of orders, by the options or else by the environment.
+def settings_with(redis_url: str | None) -> Settings:
+    """Return the settings of the environment, with the option --redis-url in place of its own.
 
     Raises:
-        CommandError: No place is named, or two are.
         ConfigurationError: A variable holds what is not allowed.
     """
     from resilient_imagen import Settings
 
+    return Settings(redis_url=redis_url) if redis_url else Settings()
+
+
+def fleet_orders(settings: Settings) -> FleetOrders:
+    """Return the orders of the fleet at the settings' Redis.
+
+    Raises:
+        CommandError: They name no Redis.
+    """
+    from resilient_imagen.control.fleet import FleetOrders
+    from resilient_imagen.distributed import Address
+
+    if settings.redis_url is None:
+        raise CommandError("nothing is shared: set IMAGE_GEN_REDIS_URL, or give --redis-url")
+    return FleetOrders(Address.parse(settings.redis_url.get_secret_value()), _secret(settings))
+
+
+def open_place(
+    redis_url: str | None, control_file: Path | None
+) -> tuple[_Fleet | _File | None, Settings]:
+    """Return where orders go, by the options or else by the environment, and the settings.
+
+    Raises:
+        CommandError: Two places are named.
+        ConfigurationError: A variable holds what is not allowed.
+    """
     if redis_url and control_file:
         raise CommandError("give --redis-url for a fleet or --control-file for one machine")
-    settings = Settings(redis_url=redis_url) if redis_url else Settings()
-    secret = None
-    if settings.control_secret is not None:
-        secret = settings.control_secret.get_secret_value()
+    settings = settings_with(redis_url)
     if settings.redis_url is not None and control_file is None:
-        from resilient_imagen.control.fleet import FleetOrders
-        from resilient_imagen.distributed import Address
+        return _Fleet(fleet_orders(settings)), settings
+    path = control_file or settings.control_file
+    return None if path is None else _File(Path(path), _secret(settings)), settings
 
-        address = Address.parse(settings.redis_url.get_secret_value())
-        return _Fleet(FleetOrders(address, secret)), settings
-    path = control_file or (None if settings.control_file is None else Path(settings.control_file))
-    if path is None:
+
+def send(
+    redis_url: str | None, control_file: Path | None, lasts: str, why: str, **fields: Any
+) -> None:
+    """Issue an order, and print what it is and how it is obeyed.
+
+    The first arguments are options of the command, and ``fields`` has the other fields of Order.
+
+    Raises:
+        CommandError: No place is named, or two are, or --for is not a time.
+        ConfigurationError: The order or a variable holds what is not allowed.
+        Exit: Not all processes obey.
+    """
+    from resilient_imagen import ConfigurationError
+    from resilient_imagen.control import Order, parse_duration
+
+    try:
+        ttl = parse_duration(lasts)
+    except ConfigurationError as error:
+        raise CommandError(f"--for {error}") from None
+    draft = Order(ttl=ttl, by=_author(), why=why, serial=1, **fields)
+    place, _ = open_place(redis_url, control_file)
+    if place is None:
         raise CommandError(
             "no process can be reached: set IMAGE_GEN_REDIS_URL or IMAGE_GEN_CONTROL_FILE, or give "
             "--redis-url or --control-file"
         )
-    return _File(path, secret), settings
-
-
-def send(place: OrderPlace, draft: Order) -> None:
-    """Issue an order, and print it and the answer."""
     order, answer, is_obeyed = place.put(draft)
     if not is_obeyed:
         warn(f"{order}: {answer}")
@@ -225,21 +251,6 @@ def warn_of_distrusted(count: int) -> None:
         warn(f"{orders} not shown: not signed with the IMAGE_GEN_CONTROL_SECRET of this shell")
 
 
-def lifetime(text: str) -> int:
-    """Return the seconds of the option --for.
-
-    Raises:
-        CommandError: It is not a time that an order may last.
-    """
-    from resilient_imagen import ConfigurationError
-    from resilient_imagen.control import parse_duration
-
-    try:
-        return parse_duration(text)
-    except ConfigurationError as error:
-        raise CommandError(f"--for {error}") from None
-
-
 def span(seconds: float) -> str:
     """Return a time in words."""
     for unit, size in (("s", 1), ("min", 60)):
@@ -248,10 +259,15 @@ def span(seconds: float) -> str:
     return f"{seconds / 3600:.0f} h"
 
 
-def author() -> str:
+def _author() -> str:
     """Return the user and the machine, as the name of an order's author."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError, ImportError):  # a container's user without a name
         user = str(os.getuid()) if hasattr(os, "getuid") else "unknown"
     return f"{user}@{socket.gethostname()}"[:80]
+
+
+def _secret(settings: Settings) -> str | None:
+    secret = settings.control_secret
+    return None if secret is None else secret.get_secret_value()

@@ -10,15 +10,19 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from resilient_imagen.cli.command_errors import CommandError
-from resilient_imagen.cli.orders import span, warn_of_distrusted
+from resilient_imagen.cli.orders import (
+    FleetUrl,
+    fleet_orders,
+    settings_with,
+    span,
+    warn_of_distrusted,
+)
 from resilient_imagen.cli.terminal import Console, echo_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from resilient_imagen.control.fleet import PastOrder, SharedOrder, StoredOrders
-    from resilient_imagen.distributed import Address
     from resilient_imagen.distributed.fleet_status import FleetStatus, RouteStatus
 
 __all__ = ["status"]
@@ -29,34 +33,24 @@ _COLOURS = {"closed": "green", "open": "red", "half_open": "yellow"}
 
 
 def status(
-    redis_url: Annotated[
-        str | None,
-        typer.Option(help="Where Redis is; IMAGE_GEN_REDIS_URL if not given.", show_default=False),
-    ] = None,
+    redis_url: FleetUrl = None,
     history: Annotated[
         bool, typer.Option("--history", help="Also the last 100 orders, given within a week.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Show every route as the fleet sees it, from Redis. Changes nothing."""
-    from resilient_imagen.control.fleet import FleetOrders
-    from resilient_imagen.distributed import Address
-    from resilient_imagen.settings import Settings
+    from resilient_imagen.distributed.fleet_status import read_status
 
-    settings = Settings(redis_url=redis_url) if redis_url else Settings()
-    url = settings.redis_url
-    if url is None:
-        raise CommandError("nothing is shared: set IMAGE_GEN_REDIS_URL, or give --redis-url")
-    address = Address.parse(url.get_secret_value())
-    view = _read(address)
+    settings = settings_with(redis_url)
+    fleet = fleet_orders(settings)
+    view = asyncio.run(read_status(fleet.address))
     steps = {
         account.key: str(step)
         for step in settings.routes
         for account in step.accounts
         if len(step.accounts) > 1
     }
-    secret = settings.control_secret
-    fleet = FleetOrders(address, None if secret is None else secret.get_secret_value())
     stored = asyncio.run(fleet.read_all(_PAST if history else 0))
     warn_of_distrusted(stored.distrusted)
     if as_json:
@@ -111,18 +105,6 @@ def _show_routes(
         )
         for resource, words in worker.settings.items():
             console.print(f"  {resource}: {words}", soft_wrap=True)
-
-
-def _read(address: Address) -> FleetStatus:
-    from resilient_imagen.distributed.fleet_status import read_status
-
-    try:
-        return asyncio.run(read_status(address))
-    except (ValueError, ArithmeticError, LookupError):  # a number that is none, a missing part
-        raise CommandError(
-            f"Redis at {address.shown} holds a record that this library did not write, below "
-            f"{address.namespace}:"
-        ) from None
 
 
 def _sentence(shared: SharedOrder) -> str:

@@ -21,14 +21,14 @@ _SHOWN = 80
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return "did you mean ...?" with the nearest known names, or an empty string."""
-    nearest = get_close_matches(name.lower(), list(known), n=2)
+    nearest = get_close_matches(name, list(known), n=2)
     return f"did you mean {' or '.join(nearest)}?" if nearest else ""
 
 
 def unknown_command(name: str, commands: Iterable[str]) -> str:
     """Return the message for a command that does not exist, with the nearest one or with all."""
     commands = list(commands)
-    hint = suggestion(name, commands) or f"use one of {', '.join(commands)}."
+    hint = suggestion(name.lower(), commands) or f"use one of {', '.join(commands)}."
     return f"No such command {name!r}; {hint}"
 
 
@@ -66,7 +66,9 @@ def check_model(model: str | None, settings: Settings) -> None:
     rows = [*MODELS.values(), *settings.model_rows.values()]
     living = [row for row in rows if row.successor is None]
     first = [row.name for row in living if row.vendor == settings.routes[0].provider]
-    hint = suggestion(name, [row.name for row in living]) or f"use one of {', '.join(first)}."
+    hint = (
+        suggestion(name.lower(), [row.name for row in living]) or f"use one of {', '.join(first)}."
+    )
     raise CommandError(
         f"--model {redact(name, limit=_SHOWN)}: no such model; {hint} A model that this version "
         "does not know can be used once IMAGE_GEN_ROUTES names it."

@@ -135,7 +135,7 @@ def test_the_state_in_status_is_that_of_the_order_in_force(
     server: RedisServer, command: Callable[[str], Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has the author, what is left, and the number of workers if not all obey."""
-    monkeypatch.setattr("resilient_imagen.cli.breaker.author", lambda: "ana")
+    monkeypatch.setattr("resilient_imagen.cli.orders._author", lambda: "ana")
 
     def states() -> list[str]:
         rows: list[str] = []
@@ -167,7 +167,7 @@ def test_status_shows_past_orders(
     trusted.
     """
     assert "No order was given within a week." in command("status --history").out
-    monkeypatch.setattr("resilient_imagen.cli.breaker.author", lambda: "ana")
+    monkeypatch.setattr("resilient_imagen.cli.orders._author", lambda: "ana")
     with worker(server, control_secret=SECRET):
         command("breaker open openai --why forged")
         monkeypatch.setenv("IMAGE_GEN_CONTROL_SECRET", SECRET)
