@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from resilient_imagen.cli.command_errors import CommandError, warn
-from resilient_imagen.cli.usage_errors import check_model
+from resilient_imagen.cli.command_errors import CommandError, suggestion, warn
+from resilient_imagen.redaction import redact
 from resilient_imagen.telemetry.events import OperatorWarning
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from resilient_imagen.telemetry.sink import EventSink
 
 __all__ = ["open_client", "run_traced"]
+
+_SHOWN: Final = 80
+"""Characters of an unknown model's name that are shown."""
 
 
 def run_traced(
@@ -93,7 +96,7 @@ async def open_client(
             usual = {"ipm": 6000, **usual}  # an emulator has no quota
             given = {**given, **_emulated(server, _settings(given, usual))}
         settings = _settings(given, usual)
-        check_model(model, settings)
+        _check_model(model, settings)
         names = dict.fromkeys(route.provider for route in settings.routes)
         if all(build(name, settings) is None for name in names):
             needed = [needed_variable(name, settings) for name in names if settings.provider(name)]
@@ -105,6 +108,33 @@ async def open_client(
         warnings = _WarningSink(emulated=emulator is not None)
         client = ImageClient(settings, sinks=[warnings, *sinks])
         yield await stack.enter_async_context(client)
+
+
+def _check_model(model: str | None, settings: Settings) -> None:
+    """Refuse a model that is in neither the model table, IMAGE_GEN_MODELS nor IMAGE_GEN_ROUTES.
+
+    The library passes an unknown name on, since vendors bring out new models. On the command line
+    it is more likely a typing error, and the request would be answered by the fallback.
+
+    Raises:
+        CommandError: The model is unknown; the message lists the nearest known names.
+    """
+    from resilient_imagen.models import MODELS, find_model
+
+    name = (model or "").strip()
+    known = {*(route.model for route in settings.routes), *settings.model_rows}
+    if model is None or find_model(name) or name in known:
+        return
+    rows = [*MODELS.values(), *settings.model_rows.values()]
+    living = [row for row in rows if row.successor is None]
+    first = [row.name for row in living if row.vendor == settings.routes[0].provider]
+    hint = (
+        suggestion(name.lower(), [row.name for row in living]) or f"use one of {', '.join(first)}."
+    )
+    raise CommandError(
+        f"--model {redact(name, limit=_SHOWN)}: no such model; {hint} A model that this version "
+        "does not know can be used once IMAGE_GEN_ROUTES names it."
+    )
 
 
 class _WarningSink:

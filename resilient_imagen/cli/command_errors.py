@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import traceback
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, ParamSpec
 
@@ -22,7 +23,7 @@ from resilient_imagen.errors import (
 from resilient_imagen.reasons import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 __all__ = [
     "BAD_INPUT",
@@ -30,6 +31,7 @@ __all__ = [
     "CommandError",
     "advised",
     "keys_to_check",
+    "suggestion",
     "system_words",
     "warn",
     "with_error_messages",
@@ -78,6 +80,12 @@ def system_words(error: OSError) -> str:
         return "broken pipe: nothing reads the output"
     place = f"{error.filename}: " if error.filename else ""
     return f"{place}{error.strerror or type(error).__name__}"
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return "did you mean ...?" with the nearest known names, or an empty string."""
+    nearest = get_close_matches(name, list(known), n=2)
+    return f"did you mean {' or '.join(nearest)}?" if nearest else ""
 
 
 def with_error_messages(command: Callable[_P, None]) -> Callable[_P, None]:

@@ -15,12 +15,12 @@ from typer.core import TyperGroup
 from resilient_imagen.cli.command_errors import (
     BAD_INPUT,
     FAILED,
+    suggestion,
     system_words,
     warn,
     with_error_messages,
 )
 from resilient_imagen.cli.terminal import accept_any_text
-from resilient_imagen.cli.usage_errors import unknown_command, usage_message
 
 __all__ = ["COMMANDS", "run"]
 
@@ -45,7 +45,8 @@ class _Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Suggest the nearest command for an unknown one."""
         if args[0] not in COMMANDS and args[0][:1] != "-" and not ctx.resilient_parsing:
-            ctx.fail(unknown_command(args[0], COMMANDS))
+            hint = suggestion(args[0].lower(), COMMANDS) or f"use one of {', '.join(COMMANDS)}."
+            ctx.fail(f"No such command {args[0]!r}; {hint}")
         return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the base class' signature
@@ -104,9 +105,25 @@ def run() -> None:
         if not hasattr(error, "format_message"):
             raise
         # A usage error, of which typer's own report takes six lines.
-        warn(f"{usage_message(error)} See --help.")
+        warn(f"{_usage_message(error)} See --help.")
         code = getattr(error, "exit_code", BAD_INPUT)
     sys.exit(_flushed(code))
+
+
+def _usage_message(error: Exception) -> str:
+    """Return the message of typer's usage error as a sentence, without phrases of pydantic's."""
+    # Typer exports no class for an unknown option, and newer versions let pydantic convert values.
+    known: Any = error
+    options = getattr(error, "possibilities", None)
+    if options:
+        return f"{known.message}; did you mean {' or '.join(sorted(options))}?"
+    if hasattr(error.__cause__, "errors"):
+        from resilient_imagen._validation import explain
+
+        cause: Any = error.__cause__
+        known.message = "; ".join(explain(problem) for problem in cause.errors(include_url=False))
+    text: str = known.format_message().rstrip(".")
+    return text if text.endswith("?") else f"{text}."
 
 
 def _flushed(code: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from resilient_imagen.cli.command_errors import CommandError
+from resilient_imagen.cli.command_errors import CommandError, suggestion
 from resilient_imagen.cli.orders import (
     ControlFilePath,
     FleetUrl,
@@ -20,7 +20,6 @@ from resilient_imagen.cli.orders import (
     send,
     span,
 )
-from resilient_imagen.cli.usage_errors import suggestion
 
 if TYPE_CHECKING:
     from resilient_imagen import Settings
