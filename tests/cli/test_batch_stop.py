@@ -85,9 +85,10 @@ def test_a_terminal_that_closes_drops_nothing(
     imagen_emulator.google.set_latency(1.5)
     with started(*COMMAND, cwd=tmp_path, env=QUICK) as process:
         imagen_emulator.wait_until(lambda: len(imagen_emulator.google.requests) == 4, timeout=60)
-        assert process.stderr is not None
-        process.stderr.close()
         process.send_signal(signal.SIGHUP)
+        assert process.stderr is not None
+        assert "finishing what was sent" in process.stderr.readline()
+        process.stderr.close()
         process.send_signal(signal.SIGHUP)
         process.wait(timeout=60)
     assert [entry["status"] for entry in journal()] == ["done"] * 4
