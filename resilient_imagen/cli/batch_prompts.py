@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.cli.command_errors import CommandError
-from resilient_imagen.cli.image_spec import ImageSpec, is_file, is_text, shown
+from resilient_imagen.cli.image_spec import ImageSpec, is_text, missing_file
 from resilient_imagen.request import ImageRequest
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["PromptRow", "read_prompts"]
 
 _OPTIONS: Final = ("n", "output_format", "output_compression", "background", "quality", "seed")
+_FIELDS: Final = ("prompt", "aspect_ratio", "resolution")
 _KEYS: Final = ("prompt", "id", "aspect_ratio", "resolution", "references", *_OPTIONS)
 _ID: Final = re.compile(r'(?![.-])[^/\\:*?"<>|]+')
 _MAX_ID_BYTES: Final = 150
@@ -94,15 +95,13 @@ def _parsed(line: bytes, folder: Path, defaults: ImageSpec) -> tuple[str | None,
     references = given.get("references", [])
     if not isinstance(references, list) or not all(isinstance(each, str) for each in references):
         raise ValueError("references must be a list of paths, addresses or data URLs")
-    for each in references:
-        if not is_text(each) and not is_file(folder / each):
-            raise ValueError(f"there is no file at the reference {shown(each)}")
+    if (missing := missing_file(references, folder)) is not None:
+        raise ValueError(f"there is no file at the reference {missing}")
+    own = {key: given[key] for key in _FIELDS if key in given}
     options: Any = {key: given[key] for key in _OPTIONS if key in given}
     spec = replace(
         defaults,
-        prompt=fields["prompt"],
-        aspect_ratio=given.get("aspect_ratio", defaults.aspect_ratio),
-        resolution=given.get("resolution", defaults.resolution),
+        **own,
         references=tuple(each if is_text(each) else str(folder / each) for each in references),
         options={**defaults.options, **options},
     )

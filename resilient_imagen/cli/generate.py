@@ -166,11 +166,10 @@ def _check_single(spec: ImageSpec, output: Path | None) -> None:
     Raises:
         CommandError: Something is missing, or options contradict each other.
     """
-    from resilient_imagen.cli.image_spec import is_file, is_text, shown
+    from resilient_imagen.cli.image_spec import missing_file
 
-    for each in spec.references:
-        if not is_text(each) and not is_file(each):
-            raise CommandError(f"--ref {shown(each)}: there is no such file")
+    if (missing := missing_file(spec.references)) is not None:
+        raise CommandError(f"--ref {missing}: there is no such file")
     if spec.mask is not None and len(spec.references) != 1:
         raise CommandError("--mask needs exactly one --ref: the image to edit")
     wanted = spec.options.get("output_format")

@@ -11,11 +11,13 @@ from resilient_imagen.errors import InvalidRequestError
 from resilient_imagen.request import RequestOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from resilient_imagen import ImageClient, ImageResult
     from resilient_imagen.pipeline.on_start import OnStart
     from resilient_imagen.request import AspectRatio, Resolution
 
-__all__ = ["ImageSpec", "is_file", "is_text", "shown"]
+__all__ = ["ImageSpec", "is_file", "is_text", "missing_file"]
 
 _MAX_SHOWN: Final = 300
 """Characters of a path that is shown; a longer string is probably an image in base64."""
@@ -63,8 +65,14 @@ class ImageSpec:
         except InvalidRequestError as error:
             if error.attempts:
                 raise
-            named = _INDEX.sub(lambda index: shown(self.references[int(index[1])]), str(error))
+            named = _INDEX.sub(lambda index: _shown(self.references[int(index[1])]), str(error))
             raise InvalidRequestError(named) from None
+
+
+def missing_file(references: Iterable[str], folder: Path = Path()) -> str | None:
+    """Return the first reference to a file that does not exist, as it may be shown, or None."""
+    missing = (each for each in references if not is_text(each) and not is_file(folder / each))
+    return next(map(_shown, missing), None)
 
 
 def is_text(reference: str) -> bool:
@@ -80,7 +88,7 @@ def is_file(path: str | Path) -> bool:
         return False
 
 
-def shown(reference: str) -> str:
+def _shown(reference: str) -> str:
     """Return a reference as it may be shown: short, and without image data."""
     if reference[:8].lower().startswith("data:"):
         return "a data: URL"

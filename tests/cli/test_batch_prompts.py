@@ -52,6 +52,7 @@ WRONG = {
     '{"prompt": "a", "references": [1]}': "references must be a list of paths",
     '{"prompt": "a", "references": ["b.png"]}': "there is no file at the reference b.png",
     '{"prompt": "a", "references": ["\\u0000"]}': "there is no file at the reference",
+    '{"prompt": "a", "references": [""]}': "there is no file at the reference",
     f'{{"prompt": "a", "references": ["{"A" * 9000}"]}}': "at the reference a string of 9000",
     "[" * 100_000: "is not valid JSON",
     f'{{"prompt": "a", "id": "{"a" * 151}"}}': "id is longer than 150 bytes",
