@@ -12,7 +12,7 @@ from tuning_kit import ROOMY, bad, world
 
 from resilient_imagen import Settings
 from resilient_imagen.tuning import Recorder, waves
-from resilient_imagen.tuning.recording import Row, to_json
+from resilient_imagen.tuning.rows import Row, to_json
 from resilient_imagen.tuning.simulation import play
 
 
