@@ -1,7 +1,7 @@
 """Fake Redis: the real Lua scripts on a store in memory, on the loop's time.
 
-`LuaStore` implements the dozen Redis commands that the scripts use; test_steps.py compares it with
-a real Redis. `FakeRedisCluster` adds latency, message loss and outages.
+`LuaStore` implements the dozen Redis commands that the scripts use; test_scripts.py compares it
+with a real Redis. `FakeRedisCluster` adds latency, message loss and outages.
 """
 
 from __future__ import annotations
