@@ -8,12 +8,13 @@ from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from resilient_imagen import ImageGenerationError, Reason
+from resilient_imagen import ImageGenerationError
 from resilient_imagen.cli.batch_journal import open_journal
 from resilient_imagen.cli.batch_prompts import read_prompts
 from resilient_imagen.cli.client_session import open_client
 from resilient_imagen.cli.command_errors import FAILED, advised, system_words, warn
 from resilient_imagen.cli.terminal import echo, echo_json, one_line
+from resilient_imagen.reasons import POLICIES, BreakerOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -31,10 +32,6 @@ _USUAL: Final = {
     "strict_references": True,  # an image without its references would be paid for in vain
     "when_all_open": "wait",  # rows wait for the end of an outage instead of failing in it
 }
-_HOPELESS: Final = frozenset(
-    {Reason.UNAUTHENTICATED, Reason.FORBIDDEN, Reason.MODEL_NOT_FOUND, Reason.QUOTA_EXHAUSTED}
-)
-"""Reasons for which every further row would fail."""
 
 
 async def run_batch(
@@ -137,7 +134,8 @@ class Batch:
         try:
             result = await row.spec.place(self._client, note_sent)
         except ImageGenerationError as error:
-            if error.reason in _HOPELESS:
+            # A key, a quota or a model: every further row would fail, too.
+            if POLICIES[error.reason].verdict is BreakerOutcome.TRIP:
                 self._stop(advised(str(error), error))
             return self._journal.failed(row, error)
         return self._journal.done(row, result)  # not in a thread: nothing can cancel it here

@@ -1,9 +1,9 @@
 """Journal of ``generate --from``: which rows are finished, so that no image is paid for twice.
 
 The directory of the images has one line of JSON for each row that ended, in results.jsonl. An image
-is on the disk in full before its line is, and its row is finished once the line is. After a kill or
-a power failure, the next run requests the rows without a line: those that were not sent, those in
-flight, and those whose image was being saved at that moment.
+is written before its line, and both are flushed to the disk; the line finishes the row. After the
+process was killed, the next run requests the rows without a line: those that were not sent, those
+in flight, and those whose image was being saved at that moment.
 """
 
 from __future__ import annotations
