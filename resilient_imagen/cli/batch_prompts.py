@@ -110,13 +110,13 @@ def _parsed(line: bytes, folder: Path, defaults: ImageSpec) -> tuple[str | None,
 
 
 def _id(given: object) -> str:
-    if isinstance(given, bool) or not isinstance(given, str | int):
-        raise ValueError("id must be a string or a whole number")  # noqa: TRY004 - of a bad line
     name = unicodedata.normalize("NFC", str(given))
-    if not name.isprintable() or not _ID.fullmatch(name):
-        raise ValueError('id must be a file name: no dot or dash first, none of / \\ : * ? " < > |')
-    if len(name.encode()) > _MAX_ID_BYTES:
-        raise ValueError(f"id is longer than {_MAX_ID_BYTES} bytes")
+    is_name = name.isprintable() and _ID.fullmatch(name) and len(name.encode()) <= _MAX_ID_BYTES
+    if type(given) not in (str, int) or not is_name:
+        raise ValueError(
+            "id must be a string or a whole number that can name a file: up to "
+            f'{_MAX_ID_BYTES} bytes, no dot or dash first, none of / \\ : * ? " < > |'
+        )
     return name
 
 

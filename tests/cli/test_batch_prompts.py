@@ -27,7 +27,7 @@ def read(content: str | bytes, defaults: ImageSpec = DEFAULTS) -> list[PromptRow
         return read_prompts(path, defaults)
 
 
-NO_FILE_NAME = "id must be a file name"
+NO_FILE_NAME = "id must be a string or a whole number that can name a file: up to 150 bytes"
 WRONG = {
     '{"prompt": "a", "aspect": "1:1"}': "has the unknown key 'aspect'; keys are prompt, id, aspect",
     "nothing": "is not valid JSON",
@@ -46,7 +46,7 @@ WRONG = {
     '{"prompt": "a", "id": ""}': NO_FILE_NAME,
     '{"prompt": "a", "id": ".hidden"}': NO_FILE_NAME,
     '{"prompt": "a", "id": "-o"}': NO_FILE_NAME,
-    '{"prompt": "a", "id": true}': "id must be a string or a whole number",
+    '{"prompt": "a", "id": true}': NO_FILE_NAME,
     '{"prompt": "a", "id": "GOOD"}': "the image GOOD is also of line 1",
     '{"prompt": "a", "references": "b.png"}': "references must be a list of paths",
     '{"prompt": "a", "references": [1]}': "references must be a list of paths",
@@ -55,8 +55,8 @@ WRONG = {
     '{"prompt": "a", "references": [""]}': "there is no file at the reference",
     f'{{"prompt": "a", "references": ["{"A" * 9000}"]}}': "at the reference a string of 9000",
     "[" * 100_000: "is not valid JSON",
-    f'{{"prompt": "a", "id": "{"a" * 151}"}}': "id is longer than 150 bytes",
-    f'{{"prompt": "a", "id": "{"狐" * 51}"}}': "id is longer than 150 bytes",
+    f'{{"prompt": "a", "id": "{"a" * 151}"}}': NO_FILE_NAME,
+    f'{{"prompt": "a", "id": "{"狐" * 51}"}}': NO_FILE_NAME,
     '{"prompt": "a", "id": "a/b"}': NO_FILE_NAME,
     '{"prompt": "a", "id": "a\\u0007"}': NO_FILE_NAME,
     '{"prompt": "a", "id": "a\\u202eb"}': NO_FILE_NAME,
@@ -64,7 +64,7 @@ WRONG = {
     '{"prompt": "a \\ud800"}': "the prompt contains an unpaired surrogate",
     '{"prompt": "a", "id": "a:b"}': NO_FILE_NAME,
     '{"prompt": "a", "id": "a?"}': NO_FILE_NAME,
-    f'{{"prompt": "a", "id": {"9" * 400}}}': "id is longer than 150 bytes",
+    f'{{"prompt": "a", "id": {"9" * 400}}}': NO_FILE_NAME,
     f'{{"prompt": "a", "id": {"9" * 5000}}}': "is not valid JSON",
 }
 
