@@ -23,12 +23,12 @@ from scenario_kit import (
     TOO_LONG,
     UNPACED,
     OutageScenario,
+    both_overloaded,
+    both_refuse,
     now,
-    nowhere_to_go,
-    passing,
-    refused,
+    primary_hangs,
     run_outage_scenario,
-    silence,
+    single_fault,
 )
 
 from resilient_imagen import Reason
@@ -90,7 +90,7 @@ def test_s02_429_without_retry_after_persistent() -> None:
 
 def test_s03_500_once_then_healthy() -> None:
     """One retry succeeds at the same provider."""
-    run_outage_scenario(passing(faults.status(500), 20.0), **BENCH)
+    run_outage_scenario(single_fault(faults.status(500), 20.0), **BENCH)
 
 
 def test_s04_503_persistent() -> None:
@@ -104,18 +104,18 @@ def test_s04_503_persistent() -> None:
         assert now() <= 40.0
 
     run_outage_scenario(scene, **BENCH)
-    run_outage_scenario(nowhere_to_go, **BENCH)
+    run_outage_scenario(both_overloaded, **BENCH)
 
 
 @pytest.mark.parametrize("fault", [faults.reset(), faults.disconnect()], ids=["reset", "closed"])
 def test_s05_tcp_reset_before_headers(fault: Fault) -> None:
     """The request is sent again and answered."""
-    run_outage_scenario(passing(fault, 20.0), **BENCH)
+    run_outage_scenario(single_fault(fault, 20.0), **BENCH)
 
 
 def test_s06_no_response_at_all() -> None:
     """A silent provider costs one timeout, without a retry, before the fallback."""
-    run_outage_scenario(silence(10.0), **BENCH)
+    run_outage_scenario(primary_hangs(10.0), **BENCH)
 
 
 def test_s07_slow_first_byte() -> None:
@@ -203,7 +203,7 @@ def test_s12_context_length_exceeded() -> None:
 
 def test_s13_content_filter_rejection() -> None:
     """A refusal costs one request, has the provider's reason, and does not fall back."""
-    run_outage_scenario(refused, **BENCH)
+    run_outage_scenario(both_refuse, **BENCH)
 
 
 def test_s14_fallback_has_another_request_format() -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from breaker_kit import HandClock
+from breaker_kit import ManualClock
 from breaker_oracle import BreakerOracle, Call
 from hypothesis import HealthCheck, settings, target
 from hypothesis import strategies as st
@@ -64,7 +64,7 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @initialize(config=CONFIGS, jitter=st.sampled_from([0.0, 0.5, 1.0]))
     def start(self, config: BreakerConfig, jitter: float) -> None:
-        self.clock = HandClock()
+        self.clock = ManualClock()
         self.breaker = CircuitBreaker("google:pro", config, random=lambda: jitter, clock=self.clock)
         self.oracle = BreakerOracle(config, jitter)
         self.config = config
@@ -161,7 +161,7 @@ class BreakerMachine(RuleBasedStateMachine):
     @rule(seconds=TICKS)
     def pass_time(self, seconds: float) -> None:
         self.step()
-        self.clock.pass_(seconds)
+        self.clock.advance(seconds)
 
     @rule(hair=st.sampled_from([-0.25, 0.0, 0.0, 0.25]))
     def advance_to_next_timeout(self, hair: float) -> None:

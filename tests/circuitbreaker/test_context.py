@@ -70,7 +70,7 @@ def test_the_example_of_the_documentation() -> None:
 def test_a_call_that_returns_is_a_success() -> None:
     """A call that returns closes a half-open breaker."""
     breaker, clock = opened()
-    clock.pass_(60.0)
+    clock.advance(60.0)
 
     assert run_virtual(call(breaker)) == "done"
     assert breaker.metrics().state is BreakerState.CLOSED
@@ -179,7 +179,7 @@ def test_classify_never_sees_a_cancellation() -> None:
 def test_a_classify_that_raises_does_not_hide_the_error(caplog: pytest.LogCaptureFixture) -> None:
     """If `classify` raises, the call's error propagates, and the place is freed without a vote."""
     breaker, clock = opened()
-    clock.pass_(60.0)
+    clock.advance(60.0)
 
     def broken(_error: Exception) -> BreakerOutcome:
         raise ZeroDivisionError("secret")

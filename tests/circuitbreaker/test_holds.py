@@ -10,11 +10,11 @@ from breaker_kit import (
     changes,
     fail,
     half_open,
-    let_in,
     make_breaker,
     opened,
     outcome,
     refused,
+    send_call,
     succeed,
 )
 from hypothesis import given
@@ -30,7 +30,7 @@ def test_a_breaker_held_open_rejects_all_calls_until_the_order_ends() -> None:
     """The rejection has the time until the order ends, and no cause, because nothing failed."""
     breaker, clock = make_breaker()
     breaker.hold(OPEN)
-    clock.pass_(10.0)
+    clock.advance(10.0)
     rejection = refused(breaker)
     assert (rejection.state, rejection.cause) == (BreakerState.FORCED_OPEN, None)
     assert rejection.retry_after == 20.0
@@ -45,14 +45,14 @@ def test_an_expired_hold_rejects_until_it_is_removed() -> None:
     """The client removes the hold; until then rejections have a wait of 0, never a negative one."""
     breaker, clock = make_breaker()
     breaker.hold(OPEN)
-    clock.pass_(31.0)
+    clock.advance(31.0)
     assert refused(breaker).retry_after == 0.0
 
 
 def test_calls_in_flight_are_counted_while_it_is_held_open() -> None:
     """After the hold the breaker is in the state to which the outcomes of those calls lead."""
     breaker, _ = make_breaker(fail_max=2)
-    calls = [let_in(breaker) for _ in range(2)]
+    calls = [send_call(breaker) for _ in range(2)]
     breaker.hold(OPEN)
     for call in calls:
         call.settle(BreakerOutcome.FAILURE, cause="overloaded")
@@ -80,7 +80,7 @@ def test_held_closed_admits_calls_that_the_breaker_would_reject() -> None:
     assert breaker.snapshot()["held"] == "closed"
     assert breaker.snapshot()["shadow"]["state"] == "open"
     fail(breaker, 5)
-    clock.pass_(20.0)
+    clock.advance(20.0)
     breaker.hold(None)
     assert refused(breaker).retry_after == 40.0
     assert seen == [("open", "closed"), ("closed", "open")]
@@ -90,7 +90,7 @@ def test_a_probe_that_succeeds_while_held_closed_closes_it() -> None:
     """The first call after the open period is a probe, but the limit on probes does not apply."""
     breaker, clock = opened()
     breaker.hold(CLOSED)
-    clock.pass_(61.0)
+    clock.advance(61.0)
     succeed(breaker)
     breaker.hold(None)
     assert breaker.metrics().state == "closed"
@@ -114,7 +114,7 @@ def test_a_fatal_failure_ends_held_closed(even: bool) -> None:
 def test_a_fatal_failure_that_lengthens_an_open_period_ends_the_held_state() -> None:
     """The visible state changes to open, although the state machine was open already."""
     breaker, _ = make_breaker(fail_max=1)
-    late = let_in(breaker)
+    late = send_call(breaker)
     breaker.hold(CLOSED)
     fail(breaker, cause="overloaded")
     assert breaker.allows_calls()
@@ -196,7 +196,7 @@ def test_a_hold_does_not_change_the_counts(actions: list[str]) -> None:
             assert held.close(even_if_fatal=True)
             assert free.close(even_if_fatal=True)
         elif action == "wait":
-            clock.pass_(61.0)
+            clock.advance(61.0)
         else:
             held.hold(holds.get(action))
         json.dumps(held.snapshot())

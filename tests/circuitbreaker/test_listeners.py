@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from breaker_kit import fail, half_open, let_in, make_breaker, opened, succeed
+from breaker_kit import fail, half_open, make_breaker, opened, send_call, succeed
 
 from resilient_imagen.circuitbreaker import BreakerMetrics, BreakerState, CircuitBreaker, Transition
 from resilient_imagen.reasons import BreakerOutcome
@@ -56,9 +56,9 @@ def test_listeners_receive_a_whole_outage_in_order() -> None:
     transitions: list[Transition] = []
     breaker.subscribe(transitions.append, inline=True)
     fail(breaker, 3)
-    clock.pass_(60.0)
+    clock.advance(60.0)
     fail(breaker)
-    clock.pass_(60.0)
+    clock.advance(60.0)
     succeed(breaker)
 
     assert steps(transitions) == [
@@ -83,7 +83,7 @@ def test_the_state_is_consistent_when_a_listener_runs() -> None:
 
     breaker.subscribe(look, inline=True)
     fail(breaker, 3)
-    clock.pass_(60.0)
+    clock.advance(60.0)
     succeed(breaker)
 
     assert seen == [True, True, False, True, True, True], "after half-opening a probe is reserved"
@@ -92,7 +92,7 @@ def test_the_state_is_consistent_when_a_listener_runs() -> None:
 def test_a_settlement_is_final_when_a_listener_runs() -> None:
     """A listener that settles the same permit again gets its settlement and counts nothing."""
     breaker, _ = make_breaker(fail_max=1)
-    permit = let_in(breaker)
+    permit = send_call(breaker)
     inner = []
     breaker.subscribe(lambda _: inner.append(permit.settle(BreakerOutcome.SUCCESS)), inline=True)
     outer = permit.settle(BreakerOutcome.FAILURE)
@@ -215,7 +215,7 @@ def test_a_time_out_is_reported_by_the_first_call_that_detects_it(
     breaker, clock, probe = half_open()
     transitions: list[Transition] = []
     breaker.subscribe(transitions.append, inline=True)
-    clock.pass_(62.0)
+    clock.advance(62.0)
     look(breaker, probe)
 
     assert steps(transitions) == [("half_open", "open")]
@@ -225,10 +225,10 @@ def test_a_time_out_is_reported_by_the_first_call_that_detects_it(
 def test_an_opening_found_before_queueing_is_reported_at_once() -> None:
     """An opening by a slow call, detected before queueing, is reported at once."""
     breaker, clock = make_breaker(slow_call=20.0, fail_max=1)
-    let_in(breaker)
+    send_call(breaker)
     transitions: list[Transition] = []
     breaker.subscribe(transitions.append, inline=True)
-    clock.pass_(20.0)
+    clock.advance(20.0)
     breaker.try_acquire_early()
 
     assert steps(transitions) == [("closed", "open")]

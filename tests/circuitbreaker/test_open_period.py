@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from breaker_kit import fail, half_open, let_in, make_breaker, opened
+from breaker_kit import fail, half_open, make_breaker, opened, send_call
 
 from resilient_imagen.circuitbreaker import BreakerConfig, CircuitBreaker, Permit
 from resilient_imagen.reasons import BreakerOutcome
@@ -22,8 +22,8 @@ def after_a_failed_probe(seconds: float, *, jitter: float = 0.0, **numbers: Any)
     breaker, clock = make_breaker(jitter=jitter, **numbers)
     fail(breaker, 3)
     clock.now = breaker.blocked_until() or 0.0
-    probe = let_in(breaker)
-    clock.pass_(seconds)
+    probe = send_call(breaker)
+    clock.advance(seconds)
     probe.settle(FAILURE)
     return open_for(breaker)
 
@@ -33,8 +33,8 @@ def after_a_failed_probe(seconds: float, *, jitter: float = 0.0, **numbers: Any)
 def test_a_trip_opens_for_the_reset_timeout(takes: float, jitter: float, length: float) -> None:
     """A trip opens for `reset_timeout` with jitter, however long the failed calls took."""
     breaker, clock = make_breaker(jitter=jitter)
-    calls = [let_in(breaker) for _ in range(3)]
-    clock.pass_(takes)
+    calls = [send_call(breaker) for _ in range(3)]
+    clock.advance(takes)
     for call in calls:
         call.settle(FAILURE)
 
@@ -73,8 +73,8 @@ def test_each_failed_probe_counts_alone() -> None:
     lengths = []
     for seconds in (0.3, 0.3, 60.0, 0.3, 30.0):
         clock.now = breaker.blocked_until() or 0.0
-        probe = let_in(breaker)
-        clock.pass_(seconds)
+        probe = send_call(breaker)
+        clock.advance(seconds)
         probe.settle(FAILURE)
         lengths.append(open_for(breaker))
 
@@ -92,12 +92,12 @@ def test_a_short_reset_timeout_is_not_lengthened_by_calls() -> None:
 def test_a_probes_duration_counts_from_sending() -> None:
     """The time in a queue before the sending is not a cost of the probe."""
     breaker, clock = opened()
-    clock.pass_(60.0)
+    clock.advance(60.0)
     probe = breaker.try_acquire_early()
     assert isinstance(probe, Permit)
-    clock.pass_(40.0)
+    clock.advance(40.0)
     probe.begin()
-    clock.pass_(20.0)
+    clock.advance(20.0)
     probe.settle(FAILURE)
 
     assert open_for(breaker) == 100.0
@@ -106,9 +106,9 @@ def test_a_probes_duration_counts_from_sending() -> None:
 def test_a_probes_duration_includes_a_response_that_fails() -> None:
     """A probe whose response turns out to be bad costs the time until this is found."""
     breaker, clock, probe = half_open()
-    clock.pass_(15.0)
+    clock.advance(15.0)
     probe.answered()
-    clock.pass_(5.0)
+    clock.advance(5.0)
     probe.settle(FAILURE)
 
     assert open_for(breaker) == 100.0
@@ -117,10 +117,10 @@ def test_a_probes_duration_includes_a_response_that_fails() -> None:
 def test_a_probe_that_fails_before_it_is_sent_has_no_duration() -> None:
     """A failure without a sending opens for `reset_timeout`."""
     breaker, clock = opened(reset_timeout=1.0)
-    clock.pass_(1.0)
+    clock.advance(1.0)
     probe = breaker.acquire()
     assert isinstance(probe, Permit)
-    clock.pass_(40.0)
+    clock.advance(40.0)
     probe.settle(FAILURE)
 
     assert open_for(breaker) == 1.0
@@ -129,16 +129,16 @@ def test_a_probe_that_fails_before_it_is_sent_has_no_duration() -> None:
 def test_the_probe_that_ends_the_half_open_state_determines_the_duration() -> None:
     """Neither an earlier success nor a probe in flight determines the period."""
     breaker, clock = opened(half_open_calls=3)
-    clock.pass_(60.0)
-    in_flight, well = let_in(breaker), let_in(breaker)
-    clock.pass_(10.0)
-    failing = let_in(breaker)
-    clock.pass_(15.0)
+    clock.advance(60.0)
+    in_flight, well = send_call(breaker), send_call(breaker)
+    clock.advance(10.0)
+    failing = send_call(breaker)
+    clock.advance(15.0)
     well.settle(BreakerOutcome.SUCCESS)
-    clock.pass_(5.0)
+    clock.advance(5.0)
     failing.settle(FAILURE)
     assert open_for(breaker) == 100.0
-    clock.pass_(20.0)
+    clock.advance(20.0)
     in_flight.settle(FAILURE)
 
     assert open_for(breaker) == 100.0, "a late failure of the same round changes nothing"
@@ -160,12 +160,12 @@ def test_a_hint_to_a_probe_competes_with_its_duration(
 ) -> None:
     """The longer of both is the period, the hint up to `reset_max`; then the next call probes."""
     breaker, clock, probe = half_open()
-    clock.pass_(seconds)
+    clock.advance(seconds)
     probe.settle(verdict, retry_after=hint)
 
     assert open_for(breaker) == pytest.approx(length, abs=1e-9)
     clock.now = breaker.blocked_until() or 0.0
-    assert let_in(breaker).probe
+    assert send_call(breaker).probe
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_a_probe_ended_by_a_limit_has_lasted_until_then(
     breaker, clock, _ = half_open(**numbers)
     limit = min(numbers.values())
     sent = clock.now
-    clock.pass_(62.0)
+    clock.advance(62.0)
 
     assert open_for(breaker) == length
     assert breaker.blocked_until() == sent + limit + length
@@ -192,7 +192,7 @@ def test_a_probe_ended_by_a_limit_has_lasted_until_then(
 def test_the_factor_can_be_changed_at_run_time() -> None:
     """A probe in flight is judged by the factor at its failure."""
     breaker, clock, probe = half_open()
-    clock.pass_(60.0)
+    clock.advance(60.0)
     breaker.reconfigure(BreakerConfig(reset_factor=2))
     probe.settle(FAILURE)
 

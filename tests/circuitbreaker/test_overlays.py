@@ -11,11 +11,11 @@ from breaker_kit import (
     changes,
     fail,
     half_open,
-    let_in,
     make_breaker,
     opened,
     outcome,
     refused,
+    send_call,
     succeed,
 )
 
@@ -59,7 +59,7 @@ def test_switching_off_and_on_keeps_the_opening() -> None:
     seen = changes(breaker)
     breaker.reconfigure(config[BreakerMode.OFF])
     assert breaker.allows_calls()
-    clock.pass_(20.0)
+    clock.advance(20.0)
     breaker.reconfigure(config[BreakerMode.ON])
 
     assert refused(breaker).retry_after == 40.0
@@ -70,9 +70,9 @@ def test_calls_in_flight_when_it_was_off_never_vote() -> None:
     """Calls that began before or during mode off do not vote after it is on again."""
     config = modes(fail_max=1)
     breaker, _ = make_breaker(fail_max=1)
-    before = let_in(breaker)
+    before = send_call(breaker)
     breaker.reconfigure(config[BreakerMode.OFF])
-    while_off = let_in(breaker)
+    while_off = send_call(breaker)
     breaker.reconfigure(config[BreakerMode.ON])
 
     assert before.settle(BreakerOutcome.FAILURE).counted == "stale"
@@ -84,12 +84,12 @@ def test_switching_off_begins_a_new_generation() -> None:
     """Mode off starts a new generation, so only calls after it count."""
     breaker, clock = make_breaker(fail_max=1)
     fail(breaker)
-    clock.pass_(60.0)
+    clock.advance(60.0)
     succeed(breaker)
-    before = let_in(breaker)
+    before = send_call(breaker)
     breaker.reconfigure(BreakerConfig(fail_max=1, mode=BreakerMode.OFF))
     breaker.reconfigure(BreakerConfig(fail_max=1))
-    after = let_in(breaker)
+    after = send_call(breaker)
 
     assert (before.generation, after.generation) == (3, 4)
     assert before.settle(BreakerOutcome.FAILURE).counted == "stale"
@@ -105,7 +105,7 @@ def test_switching_off_frees_the_places_of_probes() -> None:
     breaker.reconfigure(config[BreakerMode.ON])
 
     assert breaker.metrics().state == "half_open"
-    assert let_in(breaker).settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
+    assert send_call(breaker).settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
 
 
 # Shadow
@@ -126,9 +126,9 @@ def test_shadow_mode_reports_transitions_and_rejects_no_call() -> None:
     assert breaker.snapshot()["state"] == "closed"
     succeed(breaker, 5)
     assert breaker.snapshot()["shadow"] == {"state": "open", "would_reject": 5}
-    clock.pass_(60.0)
-    probe = let_in(breaker)
-    beside = let_in(breaker)
+    clock.advance(60.0)
+    probe = send_call(breaker)
+    beside = send_call(breaker)
     assert (probe.probe, probe.state) == (False, BreakerState.CLOSED), "it gets no special care"
     assert beside.settle(BreakerOutcome.FAILURE).counted == "ignored", "it would have been rejected"
     assert probe.settle(BreakerOutcome.SUCCESS).counted == "success"
@@ -154,10 +154,10 @@ def test_shadow_simulates_recovery_that_fails() -> None:
     breaker, clock = make_breaker(mode=BreakerMode.SHADOW)
     transitions: list[Transition] = []
     fail(breaker, 3)
-    clock.pass_(60.0)
+    clock.advance(60.0)
     breaker.subscribe(transitions.append, inline=True)
-    probe = let_in(breaker)
-    clock.pass_(20.0)
+    probe = send_call(breaker)
+    clock.advance(20.0)
     probe.settle(BreakerOutcome.FAILURE)
 
     assert [each.retry_after for each in transitions] == [None, 100.0]
@@ -169,7 +169,7 @@ def test_the_state_of_shadow_mode_applies_when_it_is_switched_on() -> None:
     breaker, clock = make_breaker(mode=BreakerMode.SHADOW)
     seen = changes(breaker)
     fail(breaker, 3)
-    clock.pass_(15.0)
+    clock.advance(15.0)
     breaker.reconfigure(config[BreakerMode.ON])
 
     assert refused(breaker).retry_after == 45.0
@@ -223,7 +223,7 @@ def test_a_forced_rejection_has_no_cause_of_an_earlier_failure() -> None:
 def test_requests_in_flight_still_count_under_force() -> None:
     """Outcomes during forced open determine the state after its release."""
     breaker, _ = make_breaker(fail_max=2)
-    first, second = let_in(breaker), let_in(breaker)
+    first, second = send_call(breaker), send_call(breaker)
     breaker.force_open = True
     seen = changes(breaker)
     assert first.settle(BreakerOutcome.FAILURE).counted == "failure"
@@ -271,7 +271,7 @@ def test_other_open_times_do_not_move_the_present_opening() -> None:
     breaker, clock = opened(reset_timeout=60.0)
     breaker.reconfigure(BreakerConfig(reset_timeout=5.0, reset_max=9.0))
     assert breaker.blocked_until() == 60.0
-    clock.pass_(60.0)
+    clock.advance(60.0)
     fail(breaker)
     assert breaker.metrics().open_for == 5.0
 
@@ -279,12 +279,12 @@ def test_other_open_times_do_not_move_the_present_opening() -> None:
 def test_fewer_places_close_a_round_that_has_enough_successes() -> None:
     """Two of three successes close the circuit once only two are required."""
     breaker, clock = opened(half_open_calls=3)
-    clock.pass_(60.0)
+    clock.advance(60.0)
     succeed(breaker, 2)
     breaker.reconfigure(BreakerConfig(half_open_calls=2))
     assert breaker.metrics().state is BreakerState.CLOSED
     breaker, clock = opened(half_open_calls=3)
-    clock.pass_(60.0)
+    clock.advance(60.0)
     succeed(breaker, 1)
     breaker.reconfigure(BreakerConfig(half_open_calls=2))
     assert breaker.metrics().state is BreakerState.HALF_OPEN
@@ -296,7 +296,7 @@ def test_more_places_let_more_probes_in() -> None:
     """With a second place, a second probe is admitted at once and two successes close."""
     breaker, _, probe = half_open(half_open_calls=1)
     breaker.reconfigure(BreakerConfig(half_open_calls=2))
-    second = let_in(breaker)
+    second = send_call(breaker)
 
     assert probe.settle(BreakerOutcome.SUCCESS).transition is None
     assert second.settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
@@ -305,7 +305,7 @@ def test_more_places_let_more_probes_in() -> None:
 def test_a_changed_probe_deadline_applies_to_the_probe_in_flight() -> None:
     """A probe older than a new, shorter deadline fails at the time of the change."""
     breaker, clock, _ = half_open(probe_deadline=61.0)
-    clock.pass_(30.0)
+    clock.advance(30.0)
     breaker.reconfigure(BreakerConfig(probe_deadline=10.0))
 
     assert breaker.metrics().state is BreakerState.OPEN
@@ -318,7 +318,7 @@ def test_a_changed_probe_deadline_applies_to_the_probe_in_flight() -> None:
 def test_snapshot_of_an_unused_breaker() -> None:
     """The snapshot of an unused breaker is complete, with empty values."""
     breaker, clock = make_breaker()
-    clock.pass_(12.5)
+    clock.advance(12.5)
 
     assert breaker.snapshot() == {
         "name": "google:pro",
@@ -341,7 +341,7 @@ def test_snapshot_of_an_open_and_of_a_half_open_breaker() -> None:
     breaker, clock = make_breaker(min_calls=100)
     succeed(breaker)
     fail(breaker, 3, cause="overloaded")
-    clock.pass_(25.0)
+    clock.advance(25.0)
     snapshot = breaker.snapshot()
 
     assert snapshot["state"] == "open"
@@ -353,9 +353,9 @@ def test_snapshot_of_an_open_and_of_a_half_open_breaker() -> None:
         "failure_rate": 0.75,
         "seconds": 300.0,
     }
-    clock.pass_(35.0)
-    let_in(breaker)
-    clock.pass_(1.0)
+    clock.advance(35.0)
+    send_call(breaker)
+    clock.advance(1.0)
     snapshot = breaker.snapshot()
     assert snapshot["state"] == "half_open"
     assert (snapshot["since_s"], snapshot["retry_after"]) == (1.0, 60.0)
@@ -371,7 +371,7 @@ def test_every_snapshot_is_json(mode: BreakerMode, forced: bool) -> None:
     shots = [breaker.snapshot()]
     breaker.force_trip(cause="quota_exhausted")
     shots.append(breaker.snapshot())
-    clock.pass_(700.0)
+    clock.advance(700.0)
     breaker.acquire()
     shots.append(breaker.snapshot())
 
@@ -381,10 +381,10 @@ def test_every_snapshot_is_json(mode: BreakerMode, forced: bool) -> None:
 def test_reading_the_state_reserves_no_place() -> None:
     """Reading `allows_calls`, metrics or a snapshot does not take the probe's place."""
     breaker, clock = opened()
-    clock.pass_(60.0)
+    clock.advance(60.0)
     for _ in range(10):
         assert breaker.allows_calls()
         breaker.metrics()
         breaker.snapshot()
 
-    assert let_in(breaker).probe
+    assert send_call(breaker).probe

@@ -6,15 +6,15 @@ import math
 
 import pytest
 from breaker_kit import (
-    HandClock,
+    ManualClock,
     changes,
     fail,
     half_open,
-    let_in,
     make_breaker,
     opened,
     outcome,
     refused,
+    send_call,
     succeed,
 )
 
@@ -100,7 +100,7 @@ def test_old_outcomes_leave_the_window() -> None:
     """Failures of ten minutes ago do not count in the failure rate."""
     breaker, clock = make_breaker(fail_max=100, failure_rate=0.5, min_calls=6, window=300.0)
     fail(breaker, 5)
-    clock.pass_(300.0)
+    clock.advance(300.0)
     fail(breaker, 5)
 
     assert breaker.metrics().state is CLOSED
@@ -122,9 +122,9 @@ def test_throttling_never_opens_it_by_the_failure_rate() -> None:
     """A 429 does not open the breaker even if ageing has raised the failure rate too high."""
     breaker, clock = make_breaker(fail_max=100, failure_rate=0.9, min_calls=2, window=60.0)
     succeed(breaker, 10)
-    clock.pass_(30.0)
+    clock.advance(30.0)
     fail(breaker, 5)
-    clock.pass_(40.0)  # the successes are too old now: 5 of 5 failed
+    clock.advance(40.0)  # the successes are too old now: 5 of 5 failed
     assert breaker.metrics().failure_rate == 1.0
     outcome(breaker, BreakerOutcome.THROTTLED)
     assert breaker.metrics().state is CLOSED
@@ -159,7 +159,7 @@ def test_a_hints_open_period_ends_without_a_probe() -> None:
         None,
         None,
     )
-    assert [let_in(breaker).probe for _ in range(5)] == [False] * 5
+    assert [send_call(breaker).probe for _ in range(5)] == [False] * 5
     assert seen == [("closed", "open"), ("open", "closed")]
     assert breaker.snapshot()["openings_in_a_row"] == 0
     assert breaker.snapshot()["why"] is None
@@ -171,7 +171,7 @@ def test_the_closing_after_a_hint_has_the_hints_end_as_its_time() -> None:
     transitions: list[Transition] = []
     outcome(breaker, THROTTLED, retry_after=2.0, cause="rate_limited")
     breaker.subscribe(transitions.append, inline=True)
-    clock.pass_(1000.0)
+    clock.advance(1000.0)
     assert breaker.snapshot()["since_s"] == 998.0
     (closed,) = transitions
 
@@ -185,7 +185,7 @@ def test_a_hint_does_not_change_the_counts() -> None:
     succeed(breaker)
     fail(breaker, 2)
     outcome(breaker, THROTTLED, retry_after=2.0)
-    clock.pass_(2.0)
+    clock.advance(2.0)
     numbers = breaker.metrics()
     assert (numbers.state, numbers.consecutive, numbers.window_calls) == (CLOSED, 2, 3)
     fail(breaker)
@@ -245,7 +245,7 @@ def test_a_rejection_has_all_values() -> None:
     breaker, clock = make_breaker(fail_max=2)
     fail(breaker, cause="timeout", summary="timed out", origin="span one")
     fail(breaker, cause="overloaded", summary="503 UNAVAILABLE", origin="span two")
-    clock.pass_(20.0)
+    clock.advance(20.0)
 
     assert refused(breaker) == Rejection(
         name="google:pro",
@@ -268,14 +268,14 @@ def test_it_rejects_until_the_end_of_the_open_period() -> None:
     assert refused(breaker).retry_after == 60.0 - clock.now
     clock.now = 60.0
     assert (breaker.allows_calls(), breaker.blocked_until()) == (True, None)
-    assert let_in(breaker).probe
+    assert send_call(breaker).probe
 
 
 def test_reading_a_due_breaker_does_not_start_a_round() -> None:
     """Reading the state after the open period does not start a half-open round."""
     breaker, clock = opened()
     seen = changes(breaker)
-    clock.pass_(100_000.0)
+    clock.advance(100_000.0)
 
     assert breaker.allows_calls()
     assert breaker.metrics().state is OPEN
@@ -296,10 +296,10 @@ def test_late_outcomes_do_not_change_the_open_period(
 ) -> None:
     """Outcomes of requests begun before the opening are stale and change no number."""
     breaker, clock = make_breaker(fail_max=2)
-    stragglers = [let_in(breaker) for _ in range(10)]
+    stragglers = [send_call(breaker) for _ in range(10)]
     fail(breaker, 2)
     before = breaker.metrics()
-    clock.pass_(30.0)
+    clock.advance(30.0)
     settlements = [each.settle(verdict, retry_after=hint) for each in stragglers]
 
     assert {each.counted for each in settlements} == {"stale"}
@@ -316,11 +316,11 @@ def test_a_late_hint_or_fatal_failure_extends_the_open_period(
 ) -> None:
     """A late hint or fatal failure sets a later end, with its own cause, and is still stale."""
     breaker, clock = make_breaker(fail_max=2)
-    late_call = let_in(breaker)
+    late_call = send_call(breaker)
     fail(breaker, 2, cause="overloaded", summary="503 UNAVAILABLE")
     before = breaker.metrics()
     seen = changes(breaker)
-    clock.pass_(30.0)
+    clock.advance(30.0)
     settlement = late_call.settle(verdict, cause="the later one", summary="429", retry_after=hint)
 
     assert (settlement.counted, settlement.transition) == ("stale", None)
@@ -328,18 +328,18 @@ def test_a_late_hint_or_fatal_failure_extends_the_open_period(
     assert (refused(breaker).cause, refused(breaker).summary) == ("the later one", "429")
     assert breaker.snapshot()["why"] == "the later one"
     assert seen == []
-    clock.pass_(seconds)
-    assert let_in(breaker).probe, "the failures that opened it still ask for a probe"
+    clock.advance(seconds)
+    assert send_call(breaker).probe, "the failures that opened it still ask for a probe"
 
 
 def test_the_longest_of_several_hints_applies() -> None:
     """In any order, the circuit closes when the longest hint ends."""
     for hints in ([2.0, 30.0, 9.0], [30.0, 9.0, 2.0], [9.0, 2.0, 30.0]):
         breaker, clock = make_breaker()
-        for permit, hint in zip([let_in(breaker) for _ in hints], hints, strict=True):
+        for permit, hint in zip([send_call(breaker) for _ in hints], hints, strict=True):
             permit.settle(THROTTLED, retry_after=hint)
         assert breaker.blocked_until() == 30.0
-        clock.pass_(30.0)
+        clock.advance(30.0)
         assert breaker.metrics().state is CLOSED
 
 
@@ -350,34 +350,34 @@ def test_a_fatal_failure_during_a_hint_requires_a_probe(at: float) -> None:
     An exhausted quota needs a successful probe.
     """
     breaker, clock = make_breaker(reset_max=600.0)
-    late_call = let_in(breaker)
+    late_call = send_call(breaker)
     outcome(breaker, THROTTLED, retry_after=600.0, cause="rate_limited")
-    clock.pass_(at)
+    clock.advance(at)
     late_call.settle(TRIP, cause="quota_exhausted")
-    clock.pass_(600.0)
+    clock.advance(600.0)
 
     assert breaker.metrics().state is OPEN
-    assert let_in(breaker).probe
+    assert send_call(breaker).probe
 
 
 def test_a_hint_after_a_fatal_failure_still_requires_a_probe() -> None:
     """A hint may extend an open period that needs a probe, but does not replace the probe."""
     breaker, clock = make_breaker(reset_max=600.0)
-    late_call = let_in(breaker)
+    late_call = send_call(breaker)
     breaker.open_for(10.0, cause="quota_exhausted", summary=None)
     late_call.settle(THROTTLED, retry_after=60.0)
-    clock.pass_(60.0)
+    clock.advance(60.0)
 
-    assert let_in(breaker).probe
+    assert send_call(breaker).probe
 
 
 @pytest.mark.parametrize(("verdict", "hint"), [(THROTTLED, 30.0), (TRIP, 7200.0)])
 def test_a_late_outcome_opens_no_later_state(verdict: BreakerOutcome, hint: float) -> None:
     """An outcome from before the opening changes neither a half-open nor a closed state."""
     breaker, clock = make_breaker(fail_max=2, half_open_calls=2)
-    first, second = let_in(breaker), let_in(breaker)
+    first, second = send_call(breaker), send_call(breaker)
     fail(breaker, 2)
-    clock.pass_(60.0)
+    clock.advance(60.0)
     succeed(breaker)
     assert first.settle(verdict, retry_after=hint).counted == "stale"
     assert breaker.metrics().state is HALF_OPEN
@@ -413,7 +413,7 @@ def test_a_sibling_lengthens_an_opening_but_never_shortens_it() -> None:
     """A sibling's trip replaces an earlier end and cause of an open period, not a later one."""
     breaker, clock = opened(reset_timeout=60.0, reset_max=600.0)
     seen = changes(breaker)
-    clock.pass_(10.0)
+    clock.advance(10.0)
     breaker.force_trip(cause="quota_exhausted")
     assert breaker.blocked_until() == 610.0
     assert refused(breaker).cause == "quota_exhausted"
@@ -447,7 +447,7 @@ def test_a_sibling_trips_a_half_open_breaker() -> None:
 def test_a_thousand_callers_at_once_send_exactly_the_probes(places: int) -> None:
     """At the end of the open period, half_open_calls of 1000 callers are admitted."""
     breaker, clock = opened(half_open_calls=places)
-    clock.pass_(60.0)
+    clock.advance(60.0)
     answers = [
         breaker.try_acquire_early() if number % 2 else breaker.acquire() for number in range(1000)
     ]
@@ -476,8 +476,8 @@ def test_a_probe_that_succeeds_closes_it() -> None:
 def test_as_many_successes_as_probes_close_it() -> None:
     """With three places, the third success closes the breaker; no fourth probe is admitted."""
     breaker, clock = opened(half_open_calls=3)
-    clock.pass_(60.0)
-    first, second, third = let_in(breaker), let_in(breaker), let_in(breaker)
+    clock.advance(60.0)
+    first, second, third = send_call(breaker), send_call(breaker), send_call(breaker)
     assert first.settle(BreakerOutcome.SUCCESS).transition is None
     assert second.settle(BreakerOutcome.SUCCESS).transition is None
     assert not breaker.allows_calls(), "two have succeeded and the third is in flight"
@@ -487,10 +487,10 @@ def test_as_many_successes_as_probes_close_it() -> None:
 def test_probes_may_come_one_after_the_other() -> None:
     """Three probes in sequence close a breaker with three places."""
     breaker, clock = opened(half_open_calls=3)
-    clock.pass_(60.0)
+    clock.advance(60.0)
     for _ in range(3):
         assert breaker.metrics().state is not CLOSED
-        clock.pass_(500.0)
+        clock.advance(500.0)
         succeed(breaker)
 
     assert breaker.metrics().state is CLOSED
@@ -499,8 +499,8 @@ def test_probes_may_come_one_after_the_other() -> None:
 def test_a_probe_that_fails_opens_it_again() -> None:
     """One failure ends the round, whatever the outcomes of the other probes."""
     breaker, clock = opened(half_open_calls=3)
-    clock.pass_(60.0)
-    first, second, third = let_in(breaker), let_in(breaker), let_in(breaker)
+    clock.advance(60.0)
+    first, second, third = send_call(breaker), send_call(breaker), send_call(breaker)
     first.settle(BreakerOutcome.SUCCESS)
     settlement = second.settle(BreakerOutcome.FAILURE, cause="server_error")
 
@@ -513,10 +513,10 @@ def test_a_probe_that_fails_opens_it_again() -> None:
 def test_successes_of_an_earlier_round_do_not_count() -> None:
     """After a failed round, the next round begins with zero successes."""
     breaker, clock = opened(half_open_calls=2)
-    clock.pass_(60.0)
+    clock.advance(60.0)
     succeed(breaker)
     fail(breaker)
-    clock.pass_(60.0)
+    clock.advance(60.0)
     succeed(breaker)
     assert breaker.metrics().state is HALF_OPEN
     succeed(breaker)
@@ -534,8 +534,8 @@ def test_a_throttled_probe_opens_it_again(hint: float | None, length: float) -> 
     assert (settlement.counted, settlement.transition) == ("throttled", "half_open_to_open")
     assert settlement.metrics.open_for == length
     assert settlement.metrics.consecutive == (4 if hint is None else 3)
-    clock.pass_(length)
-    assert let_in(breaker).probe
+    clock.advance(length)
+    assert send_call(breaker).probe
 
 
 def test_a_refused_probe_frees_its_place() -> None:
@@ -567,7 +567,7 @@ def test_a_neutral_probe_frees_its_place() -> None:
 
     assert (settlement.counted, settlement.transition) == ("ignored", None)
     assert (breaker.metrics().state, breaker.allows_calls()) == (HALF_OPEN, True)
-    assert let_in(breaker).settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
+    assert send_call(breaker).settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
 
 
 def test_a_hung_probe_is_taken_as_failed_at_its_deadline() -> None:
@@ -587,16 +587,16 @@ def test_a_hung_probe_is_taken_as_failed_at_its_deadline() -> None:
 def test_the_first_of_several_hung_probes_decides() -> None:
     """The first probe that times out ends the round, whenever the others were sent."""
     breaker, clock = opened(half_open_calls=3, probe_deadline=61.0)
-    clock.pass_(60.0)
+    clock.advance(60.0)
     reserved = breaker.try_acquire_early()
     assert isinstance(reserved, Permit)
-    clock.pass_(10.0)
-    let_in(breaker)
-    clock.pass_(10.0)
+    clock.advance(10.0)
+    send_call(breaker)
+    clock.advance(10.0)
     reserved.begin()
     assert breaker.try_acquire_early() is not None
     assert refused(breaker).retry_after == 51.0
-    clock.pass_(51.0)
+    clock.advance(51.0)
 
     assert breaker.metrics().state is OPEN
     assert reserved.settle(BreakerOutcome.SUCCESS).counted == "stale"
@@ -605,10 +605,10 @@ def test_the_first_of_several_hung_probes_decides() -> None:
 def test_of_probes_due_together_the_first_sent_decides() -> None:
     """A probe that is sent again goes to the end of the order; the other probe decides."""
     breaker, clock = opened(half_open_calls=2)
-    clock.pass_(60.0)
-    first, second = let_in(breaker), let_in(breaker)
+    clock.advance(60.0)
+    first, second = send_call(breaker), send_call(breaker)
     first.begin()
-    clock.pass_(61.0)
+    clock.advance(61.0)
 
     assert first.settle(BreakerOutcome.SUCCESS).counted == "stale"
     assert second.settle(BreakerOutcome.SUCCESS).counted == "failure"
@@ -618,16 +618,16 @@ def test_a_hung_probe_found_late_failed_at_its_deadline() -> None:
     """A probe's time-out that is found late takes effect at its deadline; the next call probes."""
     breaker, clock, _ = half_open(probe_deadline=61.0)
     seen = changes(breaker)
-    clock.pass_(3600.0)
+    clock.advance(3600.0)
 
-    assert let_in(breaker).probe
+    assert send_call(breaker).probe
     assert seen == [("half_open", "open"), ("open", "half_open")]
 
 
 def test_an_outcome_after_the_probes_deadline_does_not_count() -> None:
     """A success after the probe's deadline does not close, even without calls in between."""
     _, clock, probe = half_open(probe_deadline=61.0)
-    clock.pass_(61.0)
+    clock.advance(61.0)
     settlement = probe.settle(BreakerOutcome.SUCCESS)
 
     assert (settlement.counted, settlement.transition) == ("failure", None)
@@ -637,7 +637,7 @@ def test_an_outcome_after_the_probes_deadline_does_not_count() -> None:
 def test_a_failure_has_the_origin_that_was_given_at_sending() -> None:
     """Rejections report this origin, unless the failure was settled with another one."""
     breaker, _ = make_breaker(fail_max=1)
-    call = let_in(breaker)
+    call = send_call(breaker)
     call.begin(origin="the request")
     call.settle(BreakerOutcome.FAILURE)
     assert refused(breaker).origin == "the request"
@@ -646,11 +646,11 @@ def test_a_failure_has_the_origin_that_was_given_at_sending() -> None:
 def test_the_origin_given_at_sending_names_a_hung_probe() -> None:
     """Later rejections have the origin of the probe that timed out."""
     breaker, clock = opened()
-    clock.pass_(60.0)
+    clock.advance(60.0)
     probe = breaker.acquire()
     assert isinstance(probe, Permit)
     probe.begin(origin="span of the probe")
-    clock.pass_(61.0)
+    clock.advance(61.0)
 
     assert refused(breaker).origin == "span of the probe"
 
@@ -661,12 +661,12 @@ def test_the_origin_given_at_sending_names_a_hung_probe() -> None:
 def test_a_reserved_probe_counts_its_deadline_from_sending() -> None:
     """A probe's deadline does not include its time in the queue."""
     breaker, clock = opened(probe_deadline=61.0)
-    clock.pass_(60.0)
+    clock.advance(60.0)
     probe = breaker.try_acquire_early()
     assert isinstance(probe, Permit)
-    clock.pass_(60.0)
+    clock.advance(60.0)
     probe.begin()
-    clock.pass_(60.0)
+    clock.advance(60.0)
 
     assert refused(breaker).retry_after == 1.0
     assert probe.settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
@@ -675,19 +675,19 @@ def test_a_reserved_probe_counts_its_deadline_from_sending() -> None:
 def test_a_probe_that_is_never_sent_frees_its_place_without_a_vote() -> None:
     """A probe not sent within probe_deadline frees its place without a vote."""
     breaker, clock = opened(probe_deadline=61.0)
-    clock.pass_(60.0)
+    clock.advance(60.0)
     held = breaker.try_acquire_early()
     assert isinstance(held, Permit)
-    clock.pass_(61.0)
+    clock.advance(61.0)
     assert breaker.metrics().state is HALF_OPEN
     stale = [held.stale]
-    other = let_in(breaker)
+    other = send_call(breaker)
     stale.append(held.stale)
 
     assert stale == [False, True], "stale from the moment that another has its place"
     assert other.probe
     held.begin()
-    clock.pass_(5.0)
+    clock.advance(5.0)
     assert held.settle(BreakerOutcome.FAILURE).counted == "stale"
     assert other.settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
 
@@ -695,10 +695,10 @@ def test_a_probe_that_is_never_sent_frees_its_place_without_a_vote() -> None:
 def test_a_probe_that_left_the_queue_late_takes_its_place_again() -> None:
     """If no other caller took the place, the late holder is the probe again, with its vote."""
     breaker, clock = opened(probe_deadline=61.0)
-    clock.pass_(60.0)
+    clock.advance(60.0)
     held = breaker.try_acquire_early()
     assert isinstance(held, Permit)
-    clock.pass_(100.0)
+    clock.advance(100.0)
     assert breaker.allows_calls()
     held.begin()
     assert not breaker.allows_calls()
@@ -709,7 +709,7 @@ def test_a_probe_that_left_the_queue_late_takes_its_place_again() -> None:
 def test_a_reserved_probe_whose_state_is_over_is_stale() -> None:
     """A queued probe whose round has ended reports itself as stale."""
     breaker, clock = opened(half_open_calls=2)
-    clock.pass_(60.0)
+    clock.advance(60.0)
     held = breaker.try_acquire_early()
     assert isinstance(held, Permit)
     stale = [held.stale]
@@ -725,11 +725,11 @@ def test_a_reserved_probe_whose_state_is_over_is_stale() -> None:
 def test_a_released_place_is_not_freed_twice() -> None:
     """A late neutral settlement of a probe that lost its place does not free another's place."""
     breaker, clock = opened(probe_deadline=61.0)
-    clock.pass_(60.0)
+    clock.advance(60.0)
     held = breaker.try_acquire_early()
     assert isinstance(held, Permit)
-    clock.pass_(61.0)
-    let_in(breaker)
+    clock.advance(61.0)
+    send_call(breaker)
     assert held.settle(BreakerOutcome.NEUTRAL).counted == "stale"
     assert not breaker.allows_calls()
 
@@ -741,7 +741,7 @@ def test_a_released_place_is_not_freed_twice() -> None:
 def test_only_the_first_settlement_counts(second: BreakerOutcome) -> None:
     """Settling again, with whatever verdict, returns the first settlement and changes nothing."""
     breaker, _ = make_breaker(fail_max=2)
-    permit = let_in(breaker)
+    permit = send_call(breaker)
     settled = [permit.settled]
     first = permit.settle(BreakerOutcome.FAILURE)
     settled.append(permit.settled)
@@ -774,13 +774,13 @@ def test_beginning_after_the_settlement_does_nothing() -> None:
 def test_generations_number_the_states() -> None:
     """Each state has its own generation number, which identifies late outcomes."""
     breaker, clock = make_breaker(fail_max=1)
-    numbers = [let_in(breaker).generation]
+    numbers = [send_call(breaker).generation]
     fail(breaker)
-    clock.pass_(60.0)
-    probe = let_in(breaker)
+    clock.advance(60.0)
+    probe = send_call(breaker)
     numbers.append(probe.generation)
     probe.settle(BreakerOutcome.SUCCESS)
-    numbers.append(let_in(breaker).generation)
+    numbers.append(send_call(breaker).generation)
 
     assert numbers == [0, 2, 3]
 
@@ -788,9 +788,9 @@ def test_generations_number_the_states() -> None:
 def test_a_late_outcome_cannot_vote_in_a_later_closed_state() -> None:
     """Failures that began before the outage do not open a recovered breaker."""
     breaker, clock = make_breaker(fail_max=2)
-    stragglers = [let_in(breaker) for _ in range(5)]
+    stragglers = [send_call(breaker) for _ in range(5)]
     fail(breaker, 2)
-    clock.pass_(60.0)
+    clock.advance(60.0)
     succeed(breaker)
     for each in stragglers:
         assert each.settle(BreakerOutcome.FAILURE).counted == "stale"
@@ -800,7 +800,7 @@ def test_a_late_outcome_cannot_vote_in_a_later_closed_state() -> None:
 
 def test_a_clock_that_steps_back_is_not_followed() -> None:
     """A clock that steps back does not lengthen an open period."""
-    breaker, clock = opened(HandClock(1000.0))
+    breaker, clock = opened(ManualClock(1000.0))
     clock.now = 1.0
     assert refused(breaker).retry_after == 60.0
     clock.now = 1060.0
@@ -809,9 +809,9 @@ def test_a_clock_that_steps_back_is_not_followed() -> None:
 
 def test_a_clock_may_count_from_anywhere() -> None:
     """The breaker works with any zero of the clock, negative times included."""
-    breaker, clock = opened(HandClock(-1000.0))
+    breaker, clock = opened(ManualClock(-1000.0))
     assert breaker.blocked_until() == -940.0
-    clock.pass_(25.0)
+    clock.advance(25.0)
     assert refused(breaker).retry_after == 35.0
     assert breaker.snapshot()["since_s"] == 25.0
 
@@ -823,22 +823,22 @@ def test_open_for_records_cause_summary_and_origin() -> None:
     answer = refused(breaker)
     assert (answer.cause, answer.summary, answer.origin) == ("quota_exhausted", "429", "call 7")
     assert answer.retry_after == 30
-    clock.pass_(29.9)
+    clock.advance(29.9)
     refused(breaker)
-    clock.pass_(0.1)
-    let_in(breaker)
+    clock.advance(0.1)
+    send_call(breaker)
 
 
 def test_an_answer_to_a_request_of_an_earlier_state_changes_no_times() -> None:
     """`answered` extends the time of current requests only."""
     breaker, clock = make_breaker(probe_deadline=10.0)
-    late = let_in(breaker)
+    late = send_call(breaker)
     breaker.open_for(5, cause=None, summary=None)
-    clock.pass_(5)
-    let_in(breaker)
-    clock.pass_(9)
+    clock.advance(5)
+    send_call(breaker)
+    clock.advance(9)
     late.answered()
-    clock.pass_(1)  # the probe's time is over, whatever became of the other
+    clock.advance(1)  # the probe's time is over, whatever became of the other
 
     assert breaker.metrics().state is OPEN
 
@@ -846,9 +846,9 @@ def test_an_answer_to_a_request_of_an_earlier_state_changes_no_times() -> None:
 def test_an_answered_probe_gets_a_new_deadline() -> None:
     """After `answered`, a probe has a new deadline for processing the response."""
     breaker, clock, probe = half_open(probe_deadline=10.0, slow_call=9.0)
-    clock.pass_(8)
+    clock.advance(8)
     probe.answered()
-    clock.pass_(9.9)
+    clock.advance(9.9)
     assert breaker.metrics().state is HALF_OPEN
-    clock.pass_(0.1)
+    clock.advance(0.1)
     assert breaker.metrics().state is OPEN

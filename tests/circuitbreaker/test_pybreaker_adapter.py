@@ -7,7 +7,7 @@ import sys
 
 import pybreaker
 import pytest
-from breaker_kit import HandClock, fail, let_in, make_breaker, opened, refused
+from breaker_kit import ManualClock, fail, make_breaker, opened, refused, send_call
 
 from resilient_imagen.circuitbreaker import BreakerState, CircuitBreaker
 from resilient_imagen.reasons import BreakerOutcome
@@ -24,10 +24,10 @@ def test_pybreaker_holds_the_state() -> None:
     assert (circuit.current_state, circuit.fail_max, circuit.success_threshold) == ("closed", 3, 2)
     fail(breaker, 3)
     assert (circuit.current_state, circuit.fail_counter) == ("open", 3)
-    clock.pass_(60.0)
-    let_in(breaker).settle(BreakerOutcome.SUCCESS)
+    clock.advance(60.0)
+    send_call(breaker).settle(BreakerOutcome.SUCCESS)
     assert (circuit.current_state, circuit.success_counter) == ("half-open", 1)
-    let_in(breaker).settle(BreakerOutcome.SUCCESS)
+    send_call(breaker).settle(BreakerOutcome.SUCCESS)
     assert (circuit.current_state, circuit.success_counter) == ("closed", 0)
     assert circuit.fail_counter == 0
 
@@ -36,7 +36,7 @@ def test_pybreaker_holds_the_state() -> None:
 def test_a_stray_call_through_pybreaker_never_ends_an_opening(seconds: float) -> None:
     """A call through pybreaker itself does not end an open period."""
     breaker, clock = opened()
-    clock.pass_(seconds)
+    clock.advance(seconds)
     with pytest.raises(pybreaker.CircuitBreakerError):
         circuit_of(breaker).call(lambda: None)
 
@@ -45,15 +45,15 @@ def test_a_stray_call_through_pybreaker_never_ends_an_opening(seconds: float) ->
 
 def test_transitions_made_on_pybreaker_itself_are_followed() -> None:
     """After pybreaker is opened directly, the breaker rejects and then recovers."""
-    breaker, _ = make_breaker(HandClock(5.0))
-    late_call = let_in(breaker)
+    breaker, _ = make_breaker(ManualClock(5.0))
+    late_call = send_call(breaker)
     circuit_of(breaker).open()
     assert refused(breaker).retry_after == 60.0
     assert late_call.settle(BreakerOutcome.SUCCESS).counted == "stale"
     circuit_of(breaker).close()
     assert breaker.allows_calls()
     circuit_of(breaker).half_open()
-    assert let_in(breaker).probe
+    assert send_call(breaker).probe
 
 
 def test_importing_the_breaker_does_not_load_pybreaker() -> None:

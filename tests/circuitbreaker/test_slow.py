@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from breaker_kit import changes, fail, half_open, let_in, make_breaker, outcome, refused
+from breaker_kit import changes, fail, half_open, make_breaker, outcome, refused, send_call
 
 from resilient_imagen.circuitbreaker import (
     BreakerConfig,
@@ -21,8 +21,8 @@ from resilient_imagen.virtualtime import run_virtual
 def test_slow_calls_in_flight_open_it_before_they_end() -> None:
     """Three calls in flight for 20 s open the breaker at that moment."""
     breaker, clock = make_breaker(slow_call=20.0)
-    calls = [let_in(breaker) for _ in range(3)]
-    clock.pass_(19.999)
+    calls = [send_call(breaker) for _ in range(3)]
+    clock.advance(19.999)
     assert breaker.metrics().consecutive == 0
     clock.now = 20.0
     rejection = refused(breaker)
@@ -36,8 +36,8 @@ def test_slow_calls_found_late_count_at_their_own_moments_in_order() -> None:
     """The opening has the time when the third call became slow, even if it is detected later."""
     breaker, clock = make_breaker(slow_call=20.0)
     for _ in range(3):
-        let_in(breaker)
-        clock.pass_(1.0)
+        send_call(breaker)
+        clock.advance(1.0)
     clock.now = 60.0
 
     assert breaker.blocked_until() == 2.0 + 20.0 + 60.0
@@ -50,11 +50,11 @@ def test_slow_calls_found_late_count_at_their_own_moments_in_order() -> None:
 def test_a_slow_call_counts_once(verdict: BreakerOutcome, counted: str) -> None:
     """The later outcome of a slow call changes no count."""
     breaker, clock = make_breaker(slow_call=20.0, fail_max=100)
-    call = let_in(breaker)
-    clock.pass_(25.0)
+    call = send_call(breaker)
+    clock.advance(25.0)
     assert breaker.metrics().consecutive == 1
     settlement = call.settle(verdict)
-    clock.pass_(25.0)
+    clock.advance(25.0)
 
     assert settlement.counted == counted
     assert (breaker.metrics().consecutive, breaker.metrics().window_calls) == (1, 1)
@@ -66,8 +66,8 @@ def test_a_slow_call_counts_once(verdict: BreakerOutcome, counted: str) -> None:
 def test_a_call_that_ends_at_the_threshold_is_slow(verdict: BreakerOutcome) -> None:
     """Every outcome exactly at the threshold is slow."""
     breaker, clock = make_breaker(slow_call=20.0, fail_max=100)
-    call = let_in(breaker)
-    clock.pass_(20.0)
+    call = send_call(breaker)
+    clock.advance(20.0)
 
     assert call.settle(verdict).counted == "slow"
     assert breaker.metrics().consecutive == 1
@@ -78,7 +78,7 @@ def test_a_call_that_ends_in_time_leaves_nothing_behind() -> None:
     breaker, clock = make_breaker(slow_call=20.0, fail_max=1)
     outcome(breaker, BreakerOutcome.SUCCESS)
     outcome(breaker, BreakerOutcome.NEUTRAL)
-    clock.pass_(1000.0)
+    clock.advance(1000.0)
 
     assert breaker.metrics().state is BreakerState.CLOSED
 
@@ -88,7 +88,7 @@ def test_a_cancelled_call_is_slow_only_when_it_was_sent() -> None:
     breaker, clock = make_breaker(slow_call=20.0, fail_max=1)
     waiting = breaker.acquire()
     assert isinstance(waiting, Permit)
-    clock.pass_(1000.0)
+    clock.advance(1000.0)
 
     assert waiting.settle(BreakerOutcome.NEUTRAL).counted == "ignored"
 
@@ -96,10 +96,10 @@ def test_a_cancelled_call_is_slow_only_when_it_was_sent() -> None:
 def test_beginning_again_counts_from_then() -> None:
     """A call that is sent again is timed from its last sending."""
     breaker, clock = make_breaker(slow_call=20.0, fail_max=100)
-    first, second = let_in(breaker), let_in(breaker)
-    clock.pass_(15.0)
+    first, second = send_call(breaker), send_call(breaker)
+    clock.advance(15.0)
     first.begin()
-    clock.pass_(10.0)
+    clock.advance(10.0)
     assert breaker.metrics().consecutive == 1, "the second"
     assert first.settle(BreakerOutcome.SUCCESS).counted == "success"
     assert second.settle(BreakerOutcome.SUCCESS).counted == "slow"
@@ -109,8 +109,8 @@ def test_beginning_again_counts_from_then() -> None:
 def test_a_slow_call_with_an_exhausted_quota_still_trips(hint: float | None, length: float) -> None:
     """A slow call has used its vote, but an exhausted quota still trips the breaker."""
     breaker, clock = make_breaker(slow_call=20.0, fail_max=100)
-    call = let_in(breaker)
-    clock.pass_(25.0)
+    call = send_call(breaker)
+    clock.advance(25.0)
     settlement = call.settle(BreakerOutcome.TRIP, retry_after=hint)
 
     assert (settlement.counted, settlement.transition) == ("slow", "closed_to_open")
@@ -121,8 +121,8 @@ def test_a_slow_call_with_an_exhausted_quota_still_trips(hint: float | None, len
 def test_a_slow_call_with_a_hint_opens_for_the_hint() -> None:
     """A 429 with a hint after the threshold opens for exactly that long."""
     breaker, clock = make_breaker(slow_call=20.0, fail_max=100)
-    call = let_in(breaker)
-    clock.pass_(25.0)
+    call = send_call(breaker)
+    clock.advance(25.0)
     settlement = call.settle(BreakerOutcome.THROTTLED, retry_after=40.0)
 
     assert (settlement.counted, settlement.transition) == ("slow", "closed_to_open")
@@ -133,7 +133,7 @@ def test_a_slow_probe_has_failed() -> None:
     """A probe past the slow threshold opens the breaker before its own deadline."""
     breaker, clock, probe = half_open(slow_call=20.0, probe_deadline=61.0)
     began = clock.now
-    clock.pass_(20.0)
+    clock.advance(20.0)
 
     assert breaker.blocked_until() == began + 20.0 + 5 * 20.0
     assert probe.settle(BreakerOutcome.SUCCESS).counted == "slow"
@@ -142,7 +142,7 @@ def test_a_slow_probe_has_failed() -> None:
 def test_a_probe_cancelled_after_the_threshold_has_failed() -> None:
     """A probe that is cancelled after the slow threshold counts as failed."""
     breaker, clock, probe = half_open(slow_call=20.0)
-    clock.pass_(30.0)
+    clock.advance(30.0)
     settlement = probe.settle(BreakerOutcome.NEUTRAL)
 
     assert settlement.counted == "slow"
@@ -153,7 +153,7 @@ def test_a_deadline_shorter_than_the_threshold_decides_first() -> None:
     """A probe fails at the earlier of its deadline and the slow threshold."""
     breaker, clock, probe = half_open(slow_call=50.0, probe_deadline=30.0)
     began = clock.now
-    clock.pass_(45.0)
+    clock.advance(45.0)
 
     assert breaker.blocked_until() == began + 30.0 + 5 * 30.0
     assert probe.settle(BreakerOutcome.SUCCESS).counted == "failure"
@@ -165,7 +165,7 @@ def test_a_slow_call_names_its_origin() -> None:
     call = breaker.acquire()
     assert isinstance(call, Permit)
     call.begin(origin="span of the slow one")
-    clock.pass_(20.0)
+    clock.advance(20.0)
 
     assert refused(breaker).origin == "span of the slow one"
 
@@ -173,9 +173,9 @@ def test_a_slow_call_names_its_origin() -> None:
 def test_the_threshold_can_be_switched_on_while_calls_are_in_flight() -> None:
     """Calls sent before are judged when they end, with the origin of either moment."""
     breaker, clock = make_breaker(fail_max=2)
-    calls = [let_in(breaker) for _ in range(2)]
+    calls = [send_call(breaker) for _ in range(2)]
     breaker.reconfigure(BreakerConfig(fail_max=2, slow_call=20.0))
-    clock.pass_(20.0)
+    clock.advance(20.0)
     assert breaker.metrics().consecutive == 0
     assert calls[0].settle(BreakerOutcome.SUCCESS).counted == "slow"
     assert (breaker.metrics().window_calls, breaker.metrics().failure_rate) == (1, 1.0)
@@ -189,9 +189,9 @@ def test_the_threshold_can_be_switched_on_while_calls_are_in_flight() -> None:
 def test_a_trip_after_the_threshold_was_switched_on_is_a_trip() -> None:
     """A call sent before the threshold was set that finds the quota exhausted trips."""
     breaker, clock = make_breaker(fail_max=1)
-    call = let_in(breaker)
+    call = send_call(breaker)
     breaker.reconfigure(BreakerConfig(fail_max=1, slow_call=20.0))
-    clock.pass_(25.0)
+    clock.advance(25.0)
 
     assert call.settle(BreakerOutcome.TRIP).counted == "failure"
     assert breaker.metrics().open_for == 600.0
@@ -200,9 +200,9 @@ def test_a_trip_after_the_threshold_was_switched_on_is_a_trip() -> None:
 def test_the_threshold_can_be_switched_off_while_calls_are_in_flight() -> None:
     """After the threshold is removed, no call becomes slow."""
     breaker, clock = make_breaker(fail_max=1, slow_call=20.0)
-    call = let_in(breaker)
+    call = send_call(breaker)
     breaker.reconfigure(BreakerConfig(fail_max=1))
-    clock.pass_(25.0)
+    clock.advance(25.0)
 
     assert breaker.metrics().state is BreakerState.CLOSED
     assert call.settle(BreakerOutcome.SUCCESS).counted == "success"
@@ -211,8 +211,8 @@ def test_the_threshold_can_be_switched_off_while_calls_are_in_flight() -> None:
 def test_a_lower_threshold_counts_calls_in_flight_now_not_in_the_past() -> None:
     """Calls that become slow by a lower threshold count at the time of the change."""
     breaker, clock = make_breaker(fail_max=1, slow_call=50.0)
-    let_in(breaker)
-    clock.pass_(30.0)
+    send_call(breaker)
+    clock.advance(30.0)
     breaker.reconfigure(BreakerConfig(fail_max=1, slow_call=10.0))
 
     assert breaker.blocked_until() == 90.0
@@ -222,8 +222,8 @@ def test_slow_calls_count_in_shadow_too() -> None:
     """Slow calls open a shadow breaker."""
     breaker, clock = make_breaker(mode=BreakerMode.SHADOW, slow_call=20.0)
     for _ in range(3):
-        let_in(breaker)
-    clock.pass_(20.0)
+        send_call(breaker)
+    clock.advance(20.0)
 
     assert breaker.snapshot()["shadow"]["state"] == "open"
 
@@ -231,11 +231,11 @@ def test_slow_calls_count_in_shadow_too() -> None:
 def test_calls_of_an_earlier_state_never_become_slow() -> None:
     """Calls from before the opening cannot fail the half-open round."""
     breaker, clock = make_breaker(slow_call=90.0, reset_timeout=60.0)
-    late_call = let_in(breaker)
+    late_call = send_call(breaker)
     fail(breaker, 3)
-    clock.pass_(60.0)
-    probe = let_in(breaker)
-    clock.pass_(40.0)
+    clock.advance(60.0)
+    probe = send_call(breaker)
+    clock.advance(40.0)
 
     assert breaker.metrics().state is BreakerState.HALF_OPEN
     assert probe.settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
@@ -253,7 +253,7 @@ def test_a_timer_detects_slow_calls() -> None:
         breaker.subscribe(lambda transition: heard.append(transition.at), inline=True)
         await asyncio.sleep(100.0)
         for _ in range(3):
-            let_in(breaker)
+            send_call(breaker)
             await asyncio.sleep(1.0)
         await breaker.wait_for_change()
         assert heard == [pytest.approx(loop.time())]
@@ -268,10 +268,10 @@ def test_a_timer_detects_slow_calls() -> None:
 def test_a_call_answered_before_the_threshold_was_set_is_not_slow() -> None:
     """A call answered before the threshold was set is not slow."""
     breaker, clock = make_breaker()
-    answered, silent = let_in(breaker), let_in(breaker)
+    answered, silent = send_call(breaker), send_call(breaker)
     answered.answered()
     breaker.reconfigure(BreakerConfig(slow_call=20.0))
-    clock.pass_(30.0)
+    clock.advance(30.0)
 
     assert answered.settle(BreakerOutcome.SUCCESS).counted == "success"
     assert silent.settle(BreakerOutcome.SUCCESS).counted == "slow"

@@ -9,7 +9,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 import pytest
-from breaker_kit import HandClock, fail, let_in, make_breaker, opened
+from breaker_kit import ManualClock, fail, make_breaker, opened, send_call
 
 from resilient_imagen.circuitbreaker import (
     BreakerConfig,
@@ -75,11 +75,11 @@ def test_waiters_are_woken_by_a_cancelled_probe() -> None:
         breaker = loop_breaker()
         open_now(breaker)
         await until_due(breaker)
-        probe = let_in(breaker)
+        probe = send_call(breaker)
         waiting = breaker.wait_for_change()
         probe.settle(BreakerOutcome.NEUTRAL)
         assert waiting.done(), "at once"
-        assert let_in(breaker).probe
+        assert send_call(breaker).probe
 
     run_virtual(scenario())
 
@@ -215,9 +215,9 @@ def test_without_a_loop_the_time_is_that_of_the_last_call() -> None:
     breaker = loop_breaker(fail_max=1)
 
     async def scenario() -> Permit:
-        permit = let_in(breaker)
+        permit = send_call(breaker)
         await asyncio.sleep(10.0)
-        let_in(breaker)
+        send_call(breaker)
         return permit
 
     permit = run_virtual(scenario())
@@ -242,7 +242,7 @@ def test_the_state_continues_on_the_next_loop() -> None:
         until = breaker.blocked_until()
         assert until == pytest.approx(40.0), "in the time of this loop"
         await until_due(breaker)
-        return float(let_in(breaker).probe)
+        return float(send_call(breaker).probe)
 
     run_virtual(first())
 
@@ -278,7 +278,7 @@ def test_time_between_two_loops_counts() -> None:
         return since
 
     async def second() -> bool:
-        return let_in(breaker).probe
+        return send_call(breaker).probe
 
     assert run_virtual(first()) == 0.0
     later = VirtualTimeLoop()
@@ -305,7 +305,7 @@ def test_a_probe_of_a_closed_loop_frees_its_place(sent: bool) -> None:
         left_behind.append(probe)
 
     async def second() -> None:
-        probe = let_in(breaker)
+        probe = send_call(breaker)
         assert probe.probe
         assert left_behind[0].settle(BreakerOutcome.FAILURE).counted == "stale"
         await asyncio.sleep(10.0)
@@ -322,11 +322,11 @@ def test_a_caller_waits_for_no_probe_of_a_closed_loop() -> None:
     async def first() -> None:
         fail(breaker)
         await until_due(breaker)
-        assert let_in(breaker).probe
+        assert send_call(breaker).probe
 
     async def second() -> None:
         await breaker.wait_for_change()
-        assert let_in(breaker).probe
+        assert send_call(breaker).probe
 
     run_virtual(first())
     run_virtual(second())
@@ -337,11 +337,11 @@ def test_a_call_of_a_closed_loop_never_becomes_slow() -> None:
     breaker = loop_breaker(fail_max=1, slow_call=20.0)
 
     async def first() -> None:
-        let_in(breaker)
+        send_call(breaker)
         await asyncio.sleep(10.0)
 
     async def second() -> None:
-        let_in(breaker).settle(BreakerOutcome.NEUTRAL)
+        send_call(breaker).settle(BreakerOutcome.NEUTRAL)
         await asyncio.sleep(100.0)
         assert breaker.metrics().state is BreakerState.CLOSED
 
@@ -375,7 +375,7 @@ def test_a_timer_of_another_loop_has_no_effect() -> None:
     one, other = VirtualTimeLoop(), VirtualTimeLoop()
 
     async def send() -> Permit:
-        return let_in(breaker)
+        return send_call(breaker)
 
     try:
         first = one.run_until_complete(send())
@@ -400,9 +400,9 @@ def test_no_timer_is_left_when_nothing_is_pending() -> None:
         loop = asyncio.get_running_loop()
         breaker = loop_breaker(slow_call=20.0)
         for _ in range(100):
-            let_in(breaker).settle(BreakerOutcome.SUCCESS)
+            send_call(breaker).settle(BreakerOutcome.SUCCESS)
         assert timers(loop) == 0
-        calls = [let_in(breaker) for _ in range(100)]
+        calls = [send_call(breaker) for _ in range(100)]
         assert timers(loop) == 1
         for each in calls:
             each.settle(BreakerOutcome.SUCCESS)
@@ -410,7 +410,7 @@ def test_no_timer_is_left_when_nothing_is_pending() -> None:
         open_now(breaker)
         assert timers(loop) == 0
         await until_due(breaker)
-        probe = let_in(breaker)
+        probe = send_call(breaker)
         assert timers(loop) == 1
         probe.settle(BreakerOutcome.FAILURE)
         assert timers(loop) == 0
@@ -423,9 +423,9 @@ def test_a_timer_moves_on_to_the_next_call() -> None:
 
     async def scenario() -> float:
         breaker = loop_breaker(slow_call=20.0, fail_max=1)
-        first = let_in(breaker)
+        first = send_call(breaker)
         await asyncio.sleep(15.0)
-        let_in(breaker)
+        send_call(breaker)
         first.settle(BreakerOutcome.SUCCESS)
         await breaker.wait_for_change()
         return asyncio.get_running_loop().time()
@@ -438,7 +438,7 @@ def test_a_timer_fires_after_a_quarter_of_a_second() -> None:
 
     async def scenario() -> float:
         breaker = loop_breaker(slow_call=0.25, fail_max=1)
-        let_in(breaker)
+        send_call(breaker)
         await breaker.wait_for_change()
         return asyncio.get_running_loop().time()
 
@@ -450,7 +450,7 @@ def test_an_earlier_moment_resets_the_timer() -> None:
 
     async def scenario() -> float:
         breaker = loop_breaker(slow_call=500.0, fail_max=1)
-        let_in(breaker)
+        send_call(breaker)
         breaker.reconfigure(BreakerConfig(slow_call=20.0, fail_max=1))
         await breaker.wait_for_change()
         return asyncio.get_running_loop().time()
@@ -464,7 +464,7 @@ def test_an_unused_breaker_is_garbage_collected() -> None:
     async def scenario() -> weakref.ref[CircuitBreaker]:
         breaker = loop_breaker(slow_call=20.0)
         breaker.subscribe(lambda _transition: None, inline=True)
-        let_in(breaker).settle(BreakerOutcome.SUCCESS)
+        send_call(breaker).settle(BreakerOutcome.SUCCESS)
         breaker.wait_for_change().cancel()
         await asyncio.sleep(30.0)
         return weakref.ref(breaker)
@@ -479,13 +479,13 @@ def test_an_injected_clock_works_on_a_loop() -> None:
     """With an injected clock, the timer is re-armed until that clock reaches the moment."""
 
     async def scenario() -> None:
-        breaker, clock = opened(HandClock(), probe_deadline=5.0)
-        clock.pass_(60.0)
-        let_in(breaker)
+        breaker, clock = opened(ManualClock(), probe_deadline=5.0)
+        clock.advance(60.0)
+        send_call(breaker)
         future = breaker.wait_for_change()
         await asyncio.sleep(20.0)
         assert not future.done()
-        clock.pass_(5.0)
+        clock.advance(5.0)
         await future
 
     run_virtual(scenario())
@@ -525,7 +525,7 @@ def test_threads_with_separate_loops_may_share_a_breaker() -> None:
 def test_the_limit_on_probes_holds_for_many_threads() -> None:
     """The limit on probes holds for simultaneous callers of several threads."""
     breaker, clock = opened(half_open_calls=3)
-    clock.pass_(60.0)
+    clock.advance(60.0)
     barrier, answers = threading.Barrier(8), []
 
     def ask() -> None:

@@ -13,12 +13,12 @@ from scenario_kit import (
     TOO_LONG,
     UNPACED,
     OutageScenario,
+    both_overloaded,
+    both_refuse,
     now,
-    nowhere_to_go,
-    passing,
-    refused,
+    primary_hangs,
     run_outage_scenario,
-    silence,
+    single_fault,
 )
 
 from resilient_imagen import InvalidRequestError, ProviderOverloadedError
@@ -30,7 +30,7 @@ from resilient_imagen.emulator import faults
 def test_a_refusal_by_openai_as_primary_is_not_sent_to_google() -> None:
     """A content refusal by the primary OpenAI is not sent on to Google."""
     run_outage_scenario(
-        refused, routes="openai:gpt-image-2.5-flare,google:gemini-3-pro-image", **UNPACED
+        both_refuse, routes="openai:gpt-image-2.5-flare,google:gemini-3-pro-image", **UNPACED
     )
 
 
@@ -48,7 +48,7 @@ def test_with_an_empty_fallback_on_the_primarys_error_is_raised() -> None:
 
 def test_no_answer_costs_a_minute() -> None:
     """A request without a response costs one time limit and is not repeated if a route is left."""
-    run_outage_scenario(silence(60.0), **UNPACED)
+    run_outage_scenario(primary_hangs(60.0), **UNPACED)
 
 
 def test_an_image_that_takes_20_seconds_is_waited_for() -> None:
@@ -107,7 +107,7 @@ def test_row_google_healthy(seconds: float) -> None:
 
 def test_row_google_503_retry_works() -> None:
     """A retried 503 adds one back-off: about 10 s."""
-    run_outage_scenario(passing(faults.overload(), 10.0 + SLACK))
+    run_outage_scenario(single_fault(faults.overload(), 10.0 + SLACK))
 
 
 def test_row_google_down_for_more_than_30_minutes() -> None:
@@ -133,4 +133,4 @@ def test_row_google_down_for_more_than_30_minutes() -> None:
 
 def test_row_both_down() -> None:
     """If both vendors are down, the call fails after about 25 s and names both."""
-    run_outage_scenario(nowhere_to_go)
+    run_outage_scenario(both_overloaded)

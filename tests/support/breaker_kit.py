@@ -15,7 +15,7 @@ from resilient_imagen.circuitbreaker import (
 from resilient_imagen.reasons import BreakerOutcome
 
 
-class HandClock:
+class ManualClock:
     """A clock that advances only on request."""
 
     def __init__(self, now: float = 0.0) -> None:
@@ -24,21 +24,21 @@ class HandClock:
     def __call__(self) -> float:
         return self.now
 
-    def pass_(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         self.now += seconds
 
 
 def make_breaker(
-    clock: HandClock | None = None, *, jitter: float = 0.0, **numbers: Any
-) -> tuple[CircuitBreaker, HandClock]:
+    clock: ManualClock | None = None, *, jitter: float = 0.0, **numbers: Any
+) -> tuple[CircuitBreaker, ManualClock]:
     """Return a breaker and its manual clock; its random source always returns `jitter`."""
-    clock = clock or HandClock()
+    clock = clock or ManualClock()
     return CircuitBreaker(
         "google:pro", BreakerConfig(**numbers), random=lambda: jitter, clock=clock
     ), clock
 
 
-def let_in(breaker: CircuitBreaker) -> Permit:
+def send_call(breaker: CircuitBreaker) -> Permit:
     """Acquire a permit and send its request."""
     permit = breaker.acquire()
     assert isinstance(permit, Permit), permit
@@ -54,7 +54,7 @@ def refused(breaker: CircuitBreaker) -> Rejection:
 
 def outcome(breaker: CircuitBreaker, verdict: BreakerOutcome, **details: Any) -> Settlement:
     """Send one request and settle it at once."""
-    return let_in(breaker).settle(verdict, **details)
+    return send_call(breaker).settle(verdict, **details)
 
 
 def succeed(breaker: CircuitBreaker, times: int = 1) -> None:
@@ -67,7 +67,7 @@ def fail(breaker: CircuitBreaker, times: int = 1, **details: Any) -> None:
         outcome(breaker, BreakerOutcome.FAILURE, **details)
 
 
-def opened(clock: HandClock | None = None, **numbers: Any) -> tuple[CircuitBreaker, HandClock]:
+def opened(clock: ManualClock | None = None, **numbers: Any) -> tuple[CircuitBreaker, ManualClock]:
     """Return a breaker that failures have just opened."""
     breaker, clock = make_breaker(clock, **numbers)
     fail(
@@ -78,14 +78,14 @@ def opened(clock: HandClock | None = None, **numbers: Any) -> tuple[CircuitBreak
 
 
 def half_open(
-    clock: HandClock | None = None, **numbers: Any
-) -> tuple[CircuitBreaker, HandClock, Permit]:
+    clock: ManualClock | None = None, **numbers: Any
+) -> tuple[CircuitBreaker, ManualClock, Permit]:
     """Return a breaker in its first half-open round, with one probe sent."""
     breaker, clock = opened(clock, **numbers)
     until = breaker.blocked_until()
     assert until is not None
     clock.now = until
-    return breaker, clock, let_in(breaker)
+    return breaker, clock, send_call(breaker)
 
 
 def changes(breaker: CircuitBreaker) -> list[tuple[str, str]]:

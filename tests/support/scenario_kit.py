@@ -100,7 +100,7 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def refused(scenario: OutageScenario) -> None:
+async def both_refuse(scenario: OutageScenario) -> None:
     """Both vendors block the prompt; the primary's refusal ends the call."""
     for vendor in (scenario.google, scenario.openai):
         vendor.set(faults.blocked())
@@ -111,7 +111,7 @@ async def refused(scenario: OutageScenario) -> None:
     assert len(caught.value.attempts) == 1
 
 
-async def nowhere_to_go(scenario: OutageScenario) -> None:
+async def both_overloaded(scenario: OutageScenario) -> None:
     """Both vendors are overloaded: the error has the primary's status and names both, in time."""
     for vendor in (scenario.google, scenario.openai):
         vendor.set(faults.overload())
@@ -123,8 +123,8 @@ async def nowhere_to_go(scenario: OutageScenario) -> None:
     assert len(scenario.google.requests) <= BUDGET
 
 
-def silence(timeout: float) -> Callable[[OutageScenario], Awaitable[None]]:
-    """The primary never answers: it times out once, and the call falls back."""
+def primary_hangs(timeout: float) -> Callable[[OutageScenario], Awaitable[None]]:
+    """Return a scenario: the primary never answers, times out once, and the call falls back."""
 
     async def scene(scenario: OutageScenario) -> None:
         scenario.google.set(faults.hang())
@@ -136,8 +136,8 @@ def silence(timeout: float) -> Callable[[OutageScenario], Awaitable[None]]:
     return scene
 
 
-def passing(fault: Fault, longest: float) -> Callable[[OutageScenario], Awaitable[None]]:
-    """A fault of one request: the primary's retry succeeds within ``longest`` seconds."""
+def single_fault(fault: Fault, longest: float) -> Callable[[OutageScenario], Awaitable[None]]:
+    """Return a scenario: after one fault the primary's retry succeeds in ``longest`` seconds."""
 
     async def scene(scenario: OutageScenario) -> None:
         scenario.google.fail(fault)

@@ -86,7 +86,7 @@ class TelemetryScenario(PipelineScenario):
         with pytest.raises(asyncio.CancelledError):
             await call
 
-    async def drag(self) -> None:
+    async def overlap_three_requests(self) -> None:
         """Start two hanging requests, one second apart, and a third one before they end."""
         self.google.hang(times=2)
         first = asyncio.create_task(self.ask())

@@ -239,7 +239,7 @@ def test_lines_about_a_breaker_name_the_span_that_they_are_about(lines: Lines) -
     """A rejection refers to its own span; an opening to the request that caused it."""
 
     async def scene(scenario: TelemetryScenario) -> None:
-        await scenario.drag()
+        await scenario.overlap_three_requests()
         scenario.client._routing.routes[1].breaker.force_trip(cause="forbidden")
         rejected = [line for line in lines if line["event"].endswith("rejected")]
         assert rejected[0]["span_id"] == hexed(scenario.telemetry.rejects()[0])

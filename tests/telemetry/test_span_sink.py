@@ -272,7 +272,7 @@ def test_the_later_of_two_slow_requests_opened_the_breaker() -> None:
     """Of two slow requests under one timer, the link is to the later one."""
 
     async def scene(scenario: TelemetryScenario) -> None:
-        await scenario.drag()
+        await scenario.overlap_three_requests()
         (opener,) = openers(scenario)
         earlier, later = (
             span
