@@ -198,7 +198,7 @@ def test_further_images_wait_for_a_probe_among_them() -> None:
 
 
 def test_an_opening_stops_waiting_requests_for_further_images() -> None:
-    """Requests that back off when the breaker opens are not sent; the result names both reasons."""
+    """Requests in the queue when the breaker opens are not sent; the result names both reasons."""
 
     async def scene(scenario: PipelineScenario) -> None:
         task = await start_past_the_first(scenario, n=10)
