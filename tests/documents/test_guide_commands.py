@@ -217,6 +217,7 @@ def test_commands_that_write_a_control_file(shell: Shell) -> None:
     assert "breaker open google, ordered by" in shell(show)
 
 
+@pytest.mark.ci
 @pytest.mark.redis
 def test_commands_that_a_fleet_obeys(shell: Shell) -> None:
     """A running worker obeys the order of each line."""

@@ -226,6 +226,9 @@ def logged(request: pytest.FixtureRequest) -> Iterator[Callable[[], str]]:
 
 
 @pytest.mark.no_cover
+@pytest.mark.parametrize(
+    "logged", ["structlog", pytest.param("logging", marks=pytest.mark.ci)], indirect=True
+)
 @pytest.mark.parametrize("endpoints", ENDPOINTS)
 def test_no_secret_is_output_for_any_reported_failure(
     logged: Callable[[], str], endpoints: str
