@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -142,6 +143,8 @@ def generate(
             raise CommandError("--mask edits the image of --ref and cannot be used with --from")
         if output is None:
             raise CommandError("--from needs -o: the directory for the images")
+        if find_spec("fcntl") is None:
+            raise CommandError("--from needs the file locks of Linux or macOS, for its directory")
         from resilient_imagen.cli.batch import run_batch
 
         run: Any = partial(run_batch, prompts, output, spec)

@@ -11,6 +11,7 @@ from cli_kit import Ended, cli, run
 from PIL import Image
 
 from resilient_imagen import ImageClient
+from resilient_imagen.cli import generate
 from resilient_imagen.emulator import BackgroundEmulator, faults
 from resilient_imagen.images.inspect import pixel_size, sniff_mime
 from resilient_imagen.testing import TINY_PNG
@@ -289,6 +290,17 @@ def test_a_wrong_variable_is_named(capsys: Capsys, monkeypatch: pytest.MonkeyPat
     ended = emulated(capsys, "a fox")
     assert ended.code == 2
     assert ended.complaint.startswith("IMAGE_GEN_MAX_RETRIES: ")
+
+
+def test_many_images_need_file_locks(
+    capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows, the message names the systems that have the locks."""
+    (tmp_path / "prompts.txt").write_text("a fox")
+    monkeypatch.setattr(generate, "find_spec", lambda name: None)
+    ended = emulated(capsys, "--from", "prompts.txt", "-o", "images")
+    assert ended.code == 2
+    assert ended.complaint == "--from needs the file locks of Linux or macOS, for its directory"
 
 
 def test_a_bug_is_reported_without_its_text(
