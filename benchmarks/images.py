@@ -112,7 +112,7 @@ def emulator() -> Iterator[list[str]]:
             return await small.render(vendor, call, canvas, variant)
 
     app, small = Emulator(), ImageRenderer("tiny")
-    app.studio = BySize(noisy(3072, 5504, 20_000_000))
+    app.renderer = BySize(noisy(3072, 5504, 20_000_000))
     with tempfile.NamedTemporaryFile("w", suffix=".json") as given, BackgroundEmulator(app) as run:
         json.dump(references(), given)
         given.flush()

@@ -294,9 +294,9 @@ def test_a_key_that_no_header_can_hold_is_rejected_at_startup(
 
 def warnings() -> list[str]:
     """Return the warnings of a new client."""
-    heard = RecordingSink()
-    ImageClient(Settings(routes="mine:m"), providers=[FakeProvider("mine")], sinks=[heard])
-    return [event.message for event in heard.events if isinstance(event, OperatorWarning)]
+    sink = RecordingSink()
+    ImageClient(Settings(routes="mine:m"), providers=[FakeProvider("mine")], sinks=[sink])
+    return [event.message for event in sink.events if isinstance(event, OperatorWarning)]
 
 
 def test_an_unknown_variable_is_warned_of_once_with_the_nearest_name(

@@ -146,7 +146,7 @@ def local_bug(request: httpx2.Request) -> httpx2.Response:
     raise LookupError("of ours")
 
 
-def nonsense(_request: httpx2.Request) -> httpx2.Response:
+def unexpected_json(_request: httpx2.Request) -> httpx2.Response:
     return httpx2.Response(200, text=f'{{"candidates": 3, "say": "{MESSAGE} {PROMPT}"}}')
 
 
@@ -155,7 +155,7 @@ FAILURES: dict[str, Callable[[httpx2.Request], httpx2.Response | None]] = {
     "throttled": refusal(429, "RESOURCE_EXHAUSTED"),
     "invalid": refusal(400, "INVALID_ARGUMENT"),
     "key": refusal(401, "UNAUTHENTICATED"),
-    "unreadable": nonsense,
+    "unreadable": unexpected_json,
     "connection": damaged,
     "bug": local_bug,
     "hangs": hang,

@@ -69,7 +69,7 @@ class OrderBoard:
 
     async def read(self) -> Board:
         """Return all orders, and the reports of the workers that have not been silent for long."""
-        orders, obeyed, heard = self._keys
+        orders, obeyed, seen = self._keys
         seconds, micros = await self._redis.time()
         now = int(seconds) * _MICRO + int(micros)
         stored = await self._redis.hgetall(orders)
@@ -77,7 +77,7 @@ class OrderBoard:
             _text(value).partition(" ")[2] for key, value in stored.items() if key != b"serial"
         ]
         reports = await self._redis.hgetall(obeyed)
-        times = await self._redis.zrangebyscore(heard, "-inf", "+inf", withscores=True)
+        times = await self._redis.zrangebyscore(seen, "-inf", "+inf", withscores=True)
         longest = _SILENT * max(1.0, len(times) / _WORKERS_PER_SECOND)
         found = [
             parse_report(_text(name), reports.get(name, b""), max(0.0, (now - at) / _MICRO))

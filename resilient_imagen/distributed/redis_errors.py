@@ -9,7 +9,7 @@ import socket
 import ssl
 from typing import TYPE_CHECKING, Final
 
-from redis import exceptions as theirs
+from redis import exceptions as redis_exceptions
 
 from resilient_imagen.distributed.store import MisconfiguredError, StoreUnavailableError
 
@@ -18,12 +18,16 @@ if TYPE_CHECKING:
 
 __all__ = ["translate_redis_errors"]
 
-_NO_CURE: Final = (
-    (theirs.AuthenticationError, "", "it refuses the user name or password, or requires one"),
-    (theirs.ResponseError, "DB index", "it has no database of that number"),
-    (theirs.ResponseError, "SELECT is not allowed", "it has no database of that number"),
-    (theirs.AskError, "", "it is one node of a cluster, and our keys are on another"),
-    (theirs.InvalidResponse, "", "the server is not Redis"),
+_FINAL_ERRORS: Final = (
+    (
+        redis_exceptions.AuthenticationError,
+        "",
+        "it refuses the user name or password, or requires one",
+    ),
+    (redis_exceptions.ResponseError, "DB index", "it has no database of that number"),
+    (redis_exceptions.ResponseError, "SELECT is not allowed", "it has no database of that number"),
+    (redis_exceptions.AskError, "", "it is one node of a cluster, and our keys are on another"),
+    (redis_exceptions.InvalidResponse, "", "the server is not Redis"),
 )
 """redis-py's error, a part of its text, and our message, for errors of configuration."""
 
@@ -31,9 +35,9 @@ _DENIED: Final = re.compile(r"ACL failure in script|The user executing the scrip
 """Error replies of scripts for missing rights, by Redis 7.2 and later, and by Redis 7.0."""
 _COMMAND: Final = re.compile(r"the '([a-z|]{1,40})' command")
 _MAY_PASS: Final[tuple[tuple[type[Exception], str], ...]] = (
-    (theirs.BusyLoadingError, "it is still loading"),
-    (theirs.ReadOnlyError, "it is read-only"),
-    (theirs.OutOfMemoryError, "it is full"),
+    (redis_exceptions.BusyLoadingError, "it is still loading"),
+    (redis_exceptions.ReadOnlyError, "it is read-only"),
+    (redis_exceptions.OutOfMemoryError, "it is full"),
     (socket.gaierror, "its name does not resolve"),
     (ConnectionRefusedError, "refused"),
     (FileNotFoundError, "no such socket"),
@@ -57,14 +61,16 @@ def translate_redis_errors() -> Iterator[None]:
 
 
 def _translate(error: Exception) -> StoreUnavailableError:
-    for kind, word, text in _NO_CURE:
+    for kind, word, text in _FINAL_ERRORS:
         if isinstance(error, kind) and word in str(error):
             return MisconfiguredError(text)
-    if isinstance(error, theirs.NoPermissionError) or _DENIED.search(str(error)):
+    if isinstance(error, redis_exceptions.NoPermissionError) or _DENIED.search(str(error)):
         return MisconfiguredError(f"it does not permit this user to {_missing_right(str(error))}")
     # redis-py wraps errors of the operating system; an error reply has no cause.
     cause = error.__cause__ or error.__context__
-    if isinstance(error, theirs.RedisError) and isinstance(cause, StoreUnavailableError | OSError):
+    if isinstance(error, redis_exceptions.RedisError) and isinstance(
+        cause, StoreUnavailableError | OSError
+    ):
         return cause if isinstance(cause, StoreUnavailableError) else _translate_os_error(cause)
     return _translate_os_error(error)
 
@@ -85,12 +91,12 @@ def _translate_os_error(error: Exception) -> StoreUnavailableError:
     for kind, text in _MAY_PASS:
         if isinstance(error, kind):
             return StoreUnavailableError(text)
-    if isinstance(error, theirs.ResponseError):
+    if isinstance(error, redis_exceptions.ResponseError):
         word = str(error).partition(" ")[0]
         return StoreUnavailableError(
             word if word.isupper() and word.isalpha() else type(error).__name__
         )
-    if isinstance(error, OSError | theirs.ConnectionError):
+    if isinstance(error, OSError | redis_exceptions.ConnectionError):
         away = isinstance(error, OSError) and error.errno in _UNREACHABLE
         return StoreUnavailableError("not reachable" if away else "connection lost")
     return StoreUnavailableError(type(error).__name__)

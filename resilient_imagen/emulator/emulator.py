@@ -72,7 +72,7 @@ class Emulator:
         max_body: int = MAX_BODY,
     ) -> None:
         usual = latency if isinstance(latency, Latency) else Latency(latency)
-        self.studio: ImageRenderer = ImageRenderer(picture)
+        self.renderer: ImageRenderer = ImageRenderer(picture)
         self.google: Vendor = Vendor(Gemini(), seed=seed, keys=google_keys, latency=usual)
         self.openai: Vendor = Vendor(GptImage(), seed=seed, keys=openai_keys, latency=usual)
         self.vertex: Vendor = Vendor(Vertex(), seed=seed, keys=vertex_keys, latency=usual)
@@ -99,11 +99,11 @@ class Emulator:
     @property
     def picture(self) -> PictureMode:
         """The kind of images that are delivered; may be changed at any time."""
-        return self.studio.mode
+        return self.renderer.mode
 
     @picture.setter
     def picture(self, mode: PictureMode) -> None:
-        self.studio = ImageRenderer(mode)
+        self.renderer = ImageRenderer(mode)
 
     def heal(self) -> None:
         """Clear all faults of all services."""

@@ -32,7 +32,7 @@ _BODILESS: Final = (204, 304)
 class ExchangeOwner(Protocol):
     """The state that all exchanges of an emulator share."""
 
-    studio: ImageRenderer
+    renderer: ImageRenderer
     """Renders the images; may be replaced at any time."""
 
     def next_id(self) -> str:
@@ -142,7 +142,7 @@ class Exchange:
         return await offload(size, _encoded, shape, answer)
 
     async def _paint(self, canvas: ImageSize, variant: int) -> Picture:
-        return await self._app.studio.render(self.vendor.name, self._call, canvas, variant)
+        return await self._app.renderer.render(self.vendor.name, self._call, canvas, variant)
 
 
 def _encoded(shape: ResponseVariant, answer: Answer) -> Reply:

@@ -45,8 +45,8 @@ def common_shapes(good: Callable[[Answer], Any]) -> dict[str, ResponseVariant]:
         return replace(reply, body=reply.body[: len(reply.body) // 2])
 
     def bad_base64(answer: Answer) -> Any:
-        spoilt = tuple(_Unreadable(b"", picture.mime_type) for picture in answer.pictures)
-        return good(replace(answer, pictures=spoilt))
+        broken = tuple(_Unreadable(b"", picture.mime_type) for picture in answer.pictures)
+        return good(replace(answer, pictures=broken))
 
     def picture_cut(answer: Answer) -> Any:
         cut = tuple(_Cut(picture.data, picture.mime_type) for picture in answer.pictures)

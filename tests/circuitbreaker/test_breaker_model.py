@@ -163,8 +163,8 @@ class BreakerMachine(RuleBasedStateMachine):
         self.step()
         self.clock.advance(seconds)
 
-    @rule(hair=st.sampled_from([-0.25, 0.0, 0.0, 0.25]))
-    def advance_to_next_timeout(self, hair: float) -> None:
+    @rule(offset=st.sampled_from([-0.25, 0.0, 0.0, 0.25]))
+    def advance_to_next_timeout(self, offset: float) -> None:
         """Advance to the next timed change, a little before it, or after it."""
         self.step()
         moments = [when for when, _, _ in self.oracle.pending()]
@@ -172,7 +172,7 @@ class BreakerMachine(RuleBasedStateMachine):
             moments.append(self.oracle.open_to)
         later = [moment for moment in moments if moment > self.clock.now]
         if later:
-            self.clock.now = max(min(later) + hair, self.clock.now)
+            self.clock.now = max(min(later) + offset, self.clock.now)
 
     @precondition(lambda self: self.oracle.state == "closed")
     @rule()

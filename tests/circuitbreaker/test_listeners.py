@@ -320,10 +320,10 @@ def test_a_slow_listener_delays_no_call_and_receives_all_in_order() -> None:
     breaker.force_open = False
     assert transitions == []
     leave.set()
-    heard = threading.Event()
-    breaker.subscribe(lambda _transition: heard.set())
+    received = threading.Event()
+    breaker.subscribe(lambda _transition: received.set())
     breaker.force_open = True
-    assert heard.wait(timeout=30)
+    assert received.wait(timeout=30)
 
     assert steps(transitions) == [
         ("closed", "open"),
@@ -348,15 +348,15 @@ def test_an_error_in_a_listeners_thread_is_logged(
 ) -> None:
     """An error in a listener's thread is logged, and later transitions are still delivered."""
     breaker, _ = make_breaker()
-    heard = threading.Event()
+    received = threading.Event()
 
     def broken(_transition: Transition) -> None:
         raise RuntimeError("secret")
 
     breaker.subscribe(broken)
-    breaker.subscribe(lambda _transition: heard.set())
+    breaker.subscribe(lambda _transition: received.set())
     breaker.force_open = True
-    assert heard.wait(timeout=30)
+    assert received.wait(timeout=30)
     assert [record.getMessage() for record in caplog.records] == [
         "a listener of breaker google:pro failed with RuntimeError"
     ]

@@ -249,14 +249,14 @@ def test_a_timer_detects_slow_calls() -> None:
         breaker = CircuitBreaker("google:pro", BreakerConfig(slow_call=20.0), random=lambda: 0.0)
         loop = asyncio.get_running_loop()
         seen = changes(breaker)
-        heard: list[float] = []
-        breaker.subscribe(lambda transition: heard.append(transition.at), inline=True)
+        received: list[float] = []
+        breaker.subscribe(lambda transition: received.append(transition.at), inline=True)
         await asyncio.sleep(100.0)
         for _ in range(3):
             send_call(breaker)
             await asyncio.sleep(1.0)
         await breaker.wait_for_change()
-        assert heard == [pytest.approx(loop.time())]
+        assert received == [pytest.approx(loop.time())]
         return seen, loop.time()
 
     seen, now = run_virtual(scenario())

@@ -313,9 +313,9 @@ class LeaseProtocol(RuleBasedStateMachine):
 
     @rule(target=messages, worker=st.sampled_from(WORKERS))
     def want_to_probe(self, worker: str) -> Message:
-        return self.wish(worker)
+        return self.probe_request(worker)
 
-    def wish(self, worker: str) -> Message:
+    def probe_request(self, worker: str) -> Message:
         self.tokens += 1
         return Message(worker, "ask", f"{worker}:{self.tokens}", self.received[worker])
 
@@ -323,7 +323,7 @@ class LeaseProtocol(RuleBasedStateMachine):
     def probe_as_soon_as_it_is_due(self, worker: str) -> Any:
         """Request a lease at the end of the open period, as most callers do."""
         self.time_passes(max(self.oracle.until - self.now, 0.0))
-        return self.deliver_now(self.wish(worker))
+        return self.deliver_now(self.probe_request(worker))
 
     @rule(target=messages, worker=st.sampled_from(WORKERS), answered=st.booleans())
     def claim_what_was_seen_while_cut_off(self, worker: str, answered: bool) -> Message:

@@ -64,7 +64,7 @@ actions = st.one_of(
 )  # fmt: skip
 
 
-class Speaker:
+class ScriptCaller:
     """Turns actions into script calls, with the last record and places that were received."""
 
     def __init__(self, prefix: str) -> None:
@@ -124,7 +124,7 @@ class Speaker:
         }
         return ScriptCall(TAKE, keys, arguments if want is None else {**arguments, "want": want})
 
-    def hear(self, script: LuaScript, answer: Any) -> Any:
+    def receive(self, script: LuaScript, answer: Any) -> Any:
         """Return the parts of the answer that do not depend on the clock."""
         decoded = json.loads(answer)
         if script is TAKE:
@@ -154,10 +154,10 @@ def test_the_fake_redis_answers_like_a_real_one(server: RedisServer, script: lis
         try:
             server.ask("FLUSHALL")
             store = LuaStore(time.time)
-            real, ours = Speaker("x"), Speaker("x")
+            real, ours = ScriptCaller("x"), ScriptCaller("x")
             for action in script:
                 answer = (await link.run([real.step(action)]))[0]
-                assert real.hear(action[0], answer) == ours.hear(
+                assert real.receive(action[0], answer) == ours.receive(
                     action[0], store.take(ours.step(action))
                 )
         finally:
@@ -174,7 +174,7 @@ def test_scripts_that_were_flushed_are_loaded_again(server: RedisServer) -> None
         link = await open_link(server)
         try:
             server.ask("SCRIPT", "FLUSH")
-            step = Speaker("p").step((TAKE, "a", 1, 1, 1000, 0, 0, False))
+            step = ScriptCaller("p").step((TAKE, "a", 1, 1, 1000, 0, 0, False))
             assert len(json.loads((await link.run([step, step]))[1])["places"]) == 1
         finally:
             await link.aclose()
@@ -189,12 +189,12 @@ def test_every_key_expires(server: RedisServer) -> None:
     async def scene() -> None:
         link = await open_link(server)
         try:
-            speaker = Speaker("ttl")
+            caller = ScriptCaller("ttl")
             actions = (
                 (VOTE, "a", 0, "failure", 3, True, True, 1, 1),
                 (TAKE, "a", 3, 1, HOUR, 0, 0, False),
             )
-            calls = [speaker.step(action) for action in actions]
+            calls = [caller.step(action) for action in actions]
             about = {
                 "worker": "a", "description": "{}", "resources": ["r"], "leaving": False,
                 "minutes": [{"age": 0, "counts": {"calls": 1}}],
@@ -240,10 +240,10 @@ def test_scripts_that_free_memory_work_in_a_full_redis(server: RedisServer) -> N
         link = await open_link(server)
         server.ask("CONFIG", "SET", "maxmemory", "1")
         try:
-            speaker = Speaker("full")
+            caller = ScriptCaller("full")
             steps = [
-                speaker.step((TAKE, "a", 1, 1, HOUR, 0, 0, False)),
-                speaker.step((VOTE, "a", 0, "", 1, False, False, 0, 0)),
+                caller.step((TAKE, "a", 1, 1, HOUR, 0, 0, False)),
+                caller.step((VOTE, "a", 0, "", 1, False, False, 0, 0)),
             ]
             assert len(await link.run(steps)) == 2
         finally:

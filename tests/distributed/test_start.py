@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from loop_kit import PATIENCE, LoopScenario, run_loop_scenario, until
 from ports import free_port
-from redis import exceptions as theirs
+from redis import exceptions as redis_exceptions
 from redis_kit import RedisServer, redis_server
 
 from resilient_imagen import ConfigurationError
@@ -162,12 +162,12 @@ def test_the_warning_describes_why_redis_is_unreachable(
     url: str, word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Calls are served, and one warning states the cause."""
-    truly = socket.getaddrinfo
+    original = socket.getaddrinfo
 
     def getaddrinfo(host: Any, *more: Any, **options: Any) -> Any:
         if host == "redis.invalid":
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return truly(host, *more, **options)
+        return original(host, *more, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
@@ -190,14 +190,14 @@ def test_a_hanging_name_lookup_uses_one_thread(
     """
     answers = threading.Event()
     lookups: list[str] = []
-    truly = socket.getaddrinfo
+    original = socket.getaddrinfo
 
     def getaddrinfo(host: Any, *more: Any, **options: Any) -> Any:
         if host != "redis.invalid":
-            return truly(host, *more, **options)
+            return original(host, *more, **options)
         lookups.append(threading.current_thread().name)
         answers.wait(PATIENCE)
-        return truly("127.0.0.1", *more, **options)
+        return original("127.0.0.1", *more, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
@@ -220,13 +220,13 @@ def test_a_hanging_name_lookup_uses_one_thread(
 
 @pytest.mark.parametrize(
     ("error", "text", "final"),
-    [(theirs.MovedError("1 10.0.0.1:6379"), "it is one node of a cluster", True),
-     (theirs.ResponseError("SELECT is not allowed in cluster mode"), "no database", True),
-     (theirs.ClusterDownError("The cluster is down"), "ClusterDownError", False),
-     (theirs.BusyLoadingError("Redis is loading the dataset"), "still loading", False),
-     (theirs.ReadOnlyError("You can't write"), "read-only", False),
-     (theirs.ResponseError("MISCONF secret stuff"), "MISCONF", False),
-     (theirs.ConnectionError("Connection closed by server."), "connection lost", False),
+    [(redis_exceptions.MovedError("1 10.0.0.1:6379"), "it is one node of a cluster", True),
+     (redis_exceptions.ResponseError("SELECT is not allowed in cluster mode"), "no database", True),
+     (redis_exceptions.ClusterDownError("The cluster is down"), "ClusterDownError", False),
+     (redis_exceptions.BusyLoadingError("Redis is loading the dataset"), "still loading", False),
+     (redis_exceptions.ReadOnlyError("You can't write"), "read-only", False),
+     (redis_exceptions.ResponseError("MISCONF secret stuff"), "MISCONF", False),
+     (redis_exceptions.ConnectionError("Connection closed by server."), "connection lost", False),
      (PermissionError(13, "secret"), "not permitted", False),
      (OSError(errno.ENETUNREACH, "secret"), "not reachable", False),
      (ValueError("secret"), "ValueError", False)],

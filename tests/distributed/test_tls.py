@@ -55,11 +55,11 @@ def test_certificates_are_read_once_and_not_on_the_loop(
 ) -> None:
     """A client reconnects with the same TLS context after its connections broke."""
     made: list[threading.Thread] = []
-    truly = ssl.create_default_context
+    original = ssl.create_default_context
 
     def create(*arguments: Any, **options: Any) -> ssl.SSLContext:
         made.append(threading.current_thread())
-        return truly(*arguments, **options)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(ssl, "create_default_context", create)
 

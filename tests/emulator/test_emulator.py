@@ -205,10 +205,10 @@ def test_the_number_of_cached_images_is_limited(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(drawing, "draw", draw)
 
     async def main() -> None:
-        studio = ImageRenderer("drawn")
+        renderer = ImageRenderer("drawn")
         for prompt in "aabbaccdabd":
             canvas = ImageSize(1024, 1024, "image/png")
-            await studio.render("google", ParsedRequest("generate", GEMINI, prompt), canvas, 0)
+            await renderer.render("google", ParsedRequest("generate", GEMINI, prompt), canvas, 0)
 
     asyncio.run(main())
     assert "".join(made) == "abcdb"

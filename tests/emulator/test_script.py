@@ -49,9 +49,9 @@ def test_an_emulator_is_created_from_a_script() -> None:
         app.google.arrived(ParsedRequest("generate", "gemini-3-pro-image"))[1] for _ in range(12)
     ]
     assert served[:2] == [faults.reset()] * 2
-    wave = [fault for fault in served[2:] if fault]
-    assert set(wave) == {faults.overload(0.5)}
-    assert 1 < len(wave) < 10
+    overload = [fault for fault in served[2:] if fault]
+    assert set(overload) == {faults.overload(0.5)}
+    assert 1 < len(overload) < 10
     assert app.openai.arrived(ParsedRequest("generate", "gpt-image-2"))[1:] == (None, 12)
 
 

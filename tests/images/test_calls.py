@@ -102,9 +102,9 @@ def test_as_many_references_are_read_as_any_route_takes() -> None:
         result = await scenario.ask(references=[PNG] * 40)
         (sent,) = scenario.google.sent
         assert len(sent.request.references) == 14
-        whys = [each["why"] for each in result.dropped_references]
-        assert whys.count("was not read: no more than 16 can be sent") == 24
-        assert len(whys) == 26
+        reasons = [each["why"] for each in result.dropped_references]
+        assert reasons.count("was not read: no more than 16 can be sent") == 24
+        assert len(reasons) == 26
 
     run_scenario(scene, **FAST)
 

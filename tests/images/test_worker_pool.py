@@ -134,11 +134,11 @@ def test_one_call_gets_a_share_of_the_threads(pool: Pool) -> None:
             await asyncio.gather(*(off_loop(work, pool=pool) for _ in range(200)))
 
     async def run() -> None:
-        hog = asyncio.create_task(one_call())
+        busy_work = asyncio.create_task(one_call())
         await asyncio.sleep(0)
         await off_loop(work, pool=pool)  # not behind two hundred others
-        assert not hog.done()
-        await hog
+        assert not busy_work.done()
+        await busy_work
 
     asyncio.run(run())
     share = {Pool.LARGE: 1, Pool.FILES: worker_pool._WAITING_OF_ONE_CALL}

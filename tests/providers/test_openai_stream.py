@@ -43,14 +43,14 @@ PATIENCE = 60.0
 class Streamed:
     """One request with previews, and its results."""
 
-    heard: list[PartialImage | str] = field(default_factory=list)
+    notes: list[PartialImage | str] = field(default_factory=list)
     """Previews, and ``begun`` for the first sign of life, in order."""
     result: ProviderResult | None = None
     error: ImageGenerationError | None = None
 
     @property
     def previews(self) -> list[PartialImage]:
-        return [each for each in self.heard if isinstance(each, PartialImage)]
+        return [each for each in self.notes if isinstance(each, PartialImage)]
 
     @property
     def reason(self) -> Reason | None:
@@ -60,8 +60,8 @@ class Streamed:
         asked = ImageRequest(PROMPT, **{"partial_images": 2, "resolution": "1K", **options})
         return replace(
             asked,
-            on_partial_image=self.heard.append,
-            on_response=lambda: self.heard.append("begun"),
+            on_partial_image=self.notes.append,
+            on_response=lambda: self.notes.append("begun"),
         )
 
     async def wait_for(self, answer: Awaitable[ProviderResult]) -> Streamed:
@@ -120,9 +120,9 @@ def test_previews_arrive_before_the_image(operation: str, count: int) -> None:
     """Headers precede previews, each of which is a complete image."""
     references = (reference(),) if operation == "edit" else ()
     (one,) = streamed(partial_images=count, operation=operation, references=references)
-    assert one.heard[0] == "begun"
+    assert one.notes[0] == "begun"
     assert [preview.index for preview in one.previews] == list(range(count))
-    assert len(one.heard) == 1 + count
+    assert len(one.notes) == 1 + count
     assert one.result is not None
     images = [*(preview.data for preview in one.previews), one.result.images[0].data]
     assert {sniff_mime(image) for image in images} == {"image/png"}
@@ -189,7 +189,7 @@ def test_a_server_without_streams_is_supported() -> None:
     run(one.wait_for(ask("openai", GOOD["openai"], one.request())))
     assert one.result is not None
     assert one.result.images[0].data == PNG
-    assert one.heard == ["begun"]
+    assert one.notes == ["begun"]
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_a_stream_that_is_cut_is_a_broken_connection_until_the_image_is_there(
         assert abrupt or events < 3
         assert one.reason is Reason.CONNECTION
         assert len(one.previews) <= min(events, 2) if abrupt else len(one.previews) == events
-    assert one.heard[:1] == ["begun"] or abrupt
+    assert one.notes[:1] == ["begun"] or abrupt
 
 
 @pytest.mark.parametrize("at", [0.1, 0.5, 0.99])
@@ -267,7 +267,7 @@ def test_an_error_in_a_stream_has_the_reason_of_the_same_error_without_one(
     assert inside.error.retry_after == alone.error.retry_after
     assert inside.error.vendor_message == alone.error.vendor_message
     assert len(inside.previews) == previews
-    assert alone.heard == ["begun"]
+    assert alone.notes == ["begun"]
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_a_refusal_of_the_stream_is_an_ordinary_error() -> None:
     (one,) = streamed(faults.overload())
     assert one.error is not None
     assert (one.reason, one.error.status) == (Reason.OVERLOADED, 503)
-    assert one.heard == ["begun"]
+    assert one.notes == ["begun"]
 
 
 def test_several_images_are_one_result() -> None:
@@ -377,12 +377,12 @@ def test_a_cancelled_stream_closes_its_connection(events: int) -> None:
         app.openai.fail(faults.stall(events))
         one, waits = Streamed(), asyncio.Event()
 
-        def hear(what: PartialImage | str) -> None:
-            one.heard.append(what)
-            if len(one.heard) > events:
+        def note(what: PartialImage | str) -> None:
+            one.notes.append(what)
+            if len(one.notes) > events:
                 waits.set()
 
-        request = replace(one.request(), on_partial_image=hear, on_response=lambda: hear("begun"))
+        request = replace(one.request(), on_partial_image=note, on_response=lambda: note("begun"))
         task = asyncio.create_task(provider.generate(request, MODEL))
         await waits.wait()
         task.cancel()

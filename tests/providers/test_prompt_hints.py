@@ -57,8 +57,8 @@ def test_an_invalid_wait_is_ignored(wait: Any, later: bool) -> None:
     run_scenario(scene, **FAST)
 
 
-@pytest.mark.parametrize(("wait", "heard"), [(2, 2.0), (0.5, 0.5), (200_000, 86_400.0)])
-def test_a_valid_wait_is_used(wait: float, heard: float) -> None:
+@pytest.mark.parametrize(("wait", "expected"), [(2, 2.0), (0.5, 0.5), (200_000, 86_400.0)])
+def test_a_valid_wait_is_used(wait: float, expected: float) -> None:
     """Error and attempt have the hint, limited to a day."""
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -67,6 +67,6 @@ def test_a_valid_wait_is_used(wait: float, heard: float) -> None:
         scenario.openai.fail(Reason.INVALID_REQUEST, status=400)
         with pytest.raises(ImageGenerationError) as caught:
             await scenario.ask()
-        assert [attempt.retry_after for attempt in caught.value.attempts] == [heard, None]
+        assert [attempt.retry_after for attempt in caught.value.attempts] == [expected, None]
 
     run_scenario(scene, **FAST, max_retries=0)

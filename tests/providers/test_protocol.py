@@ -252,7 +252,7 @@ class Unclosed:
         return GOOD
 
 
-class Mute:
+class WithoutGenerate:
     name = "google"
 
     async def aclose(self) -> None:
@@ -265,7 +265,7 @@ class Mute:
         (Nameless(), "provider Nameless needs a name"),
         (Numbered(), "provider Numbered needs a name, which is a str"),
         (Unclosed(), r"provider Unclosed \(google\) needs a method aclose"),
-        (Mute(), r"provider Mute \(google\) needs a method generate"),
+        (WithoutGenerate(), r"provider WithoutGenerate \(google\) needs a method generate"),
         (Unclosed, "provider Unclosed is a class; pass an instance of it"),
         (None, "provider NoneType needs a name"),
     ],

@@ -427,17 +427,17 @@ def test_a_tool_that_patches_call_handlers_gets_the_records(
     unconfigured: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tools that patch callHandlers, such as Sentry, receive records without a handler."""
-    heard: list[logging.LogRecord] = []
+    received: list[logging.LogRecord] = []
     original = logging.Logger.callHandlers
 
     @wraps(original)
     def patched(logger: logging.Logger, record: logging.LogRecord) -> None:
-        heard.append(record)
+        received.append(record)
         original(logger, record)
 
     monkeypatch.setattr(logging.Logger, "callHandlers", patched)
     run_telemetry_scenario(fallback, max_retries=0)
-    assert names_of(heard) == names_of(unconfigured) == FALLBACK
+    assert names_of(received) == names_of(unconfigured) == FALLBACK
 
 
 def test_logging_gets_ordinary_records(records: list[logging.LogRecord]) -> None:

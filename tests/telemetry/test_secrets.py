@@ -273,7 +273,7 @@ def test_invalid_arguments_are_not_repeated(logged: Callable[[], str]) -> None:
             assert at < 0, place[max(0, at - 200) : at + 100]
 
 
-class Talkative:
+class QuotingProvider:
     """An application's provider whose errors quote the request."""
 
     name = "google"
@@ -297,7 +297,7 @@ def test_an_applications_provider_may_quote_the_prompt(logged: Callable[[], str]
     async def main() -> str:
         async with ImageClient(
             Settings(routes="google:gemini-3-pro-image", max_retries=0),
-            providers=[Talkative()],
+            providers=[QuotingProvider()],
             tracer_provider=telemetry.tracers,
             meter_provider=telemetry.meters,
         ) as client:
