@@ -167,7 +167,7 @@ class ImageClient:
         self._closing = False
 
     async def __aenter__(self) -> Self:
-        """The client itself; nothing is connected yet."""
+        """Return the client itself; nothing is connected yet."""
         return self
 
     async def __aexit__(
@@ -491,12 +491,12 @@ class ImageClient:
     def breakers(self) -> Mapping[str, CircuitBreaker]:
         """Each route's circuit breaker, by ``provider:model``, for operators.
 
-        To force one open or let it go, to give it other numbers or to listen, while calls go on.
+        It can be forced open, reconfigured or subscribed to while calls are in flight.
         """
         return self._routing.breakers
 
     def snapshot(self) -> Snapshot:
-        """The state of every route and what was spent, as plain JSON: for a health route.
+        """Return the state of every route and the costs, as plain JSON: for a health route.
 
         A configured route without a key is listed, too, with the cause as ``off``. ``process`` has
         the totals of all clients of this process.
@@ -548,8 +548,8 @@ class ImageClient:
     async def retire(self) -> None:
         """Take no more calls; close once those in flight are over, at once if there are none.
 
-        Calls in flight finish as if nothing had happened, and this returns without waiting for
-        them. Should the event loop end before they do, they are cancelled and the client is closed.
+        Calls in flight finish normally, and this returns without waiting for them. Should the event
+        loop end before they do, they are cancelled and the client is closed.
         """
         self._closed = True
         if not self._in_flight:

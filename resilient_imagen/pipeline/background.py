@@ -1,4 +1,4 @@
-"""Requests that go on after their call: hedged probes, and requests that are slow to end."""
+"""Requests that continue after their call: hedged probes, and requests that are slow to end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["BackgroundRequests"]
 class BackgroundRequests:
     """The requests of a client that no caller waits for.
 
-    A hedged probe still tells the breaker whether the service works. It is cancelled when its
+    The outcome of a hedged probe still counts for the breaker. It is cancelled when its
     round of probes has ended, and by ``aclose``.
     """
 
@@ -28,11 +28,11 @@ class BackgroundRequests:
         self._tasks: dict[asyncio.Task[None], RouteState] = {}
 
     def __len__(self) -> int:
-        """Return the number of requests that go on without a caller."""
+        """Return the number of requests that continue without a caller."""
         return len(self._tasks)
 
     def go_on_with(self, state: RouteState) -> None:
-        """Let a hedged probe go on until its own time limit, or until its round has ended."""
+        """Let a hedged probe continue until its own time limit, or until its round has ended."""
         state.detach()
         self._watch(state, self._until_its_round_ends(state))
 
@@ -42,7 +42,7 @@ class BackgroundRequests:
             self._watch(state, _until_done(state.task))
 
     async def drained(self) -> None:
-        """Wait until no request goes on without a caller."""
+        """Wait until no request continues without a caller."""
         while self._tasks:
             await asyncio.wait(set(self._tasks))
 
@@ -51,11 +51,11 @@ class BackgroundRequests:
         loop = asyncio.get_running_loop()
         tasks = {task: state for task, state in self._tasks.items() if task.get_loop() is loop}
         # The others were cancelled with their call, and have had their moment.
-        going_on = [task for task, state in tasks.items() if state.cancel_cause is None]
-        for task in going_on:
+        active = [task for task, state in tasks.items() if state.cancel_cause is None]
+        for task in active:
             tasks[task].cancel(CancelCause.CALLER)
-        if going_on:
-            await asyncio.wait(going_on, timeout=SECONDS_TO_END)
+        if active:
+            await asyncio.wait(active, timeout=SECONDS_TO_END)
         for task in tasks:
             task.cancel()
 

@@ -63,9 +63,9 @@ class Fallback:
         settings: The reasons that lead on to the next step.
         dispatcher: Receives an event for each fallback.
         on_step: The next stage; serves a call on one step.
-        next_state: Returns the state of a call that goes on with a route.
+        next_state: Returns the state of a call that continues with a route.
         budget: Limits hedges of slow requests.
-        background: Takes over requests that go on after their call.
+        background: Takes over requests that continue after their call.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class Fallback:
         self._fall_back(call, branch, cause, branches, following[0], kind)
 
     def _may_speculate(self, call: CallState, kind: OverlapKind, branches: list[_Branch]) -> bool:
-        """Return whether the next route may be asked although a request may still succeed."""
+        """Return whether the next route may get a request although a request may still succeed."""
         following = _next_usable(call)
         if len(branches) >= MAX_IN_FLIGHT or following is None:
             return False
@@ -211,7 +211,7 @@ class Fallback:
         """Return the image of a branch that has ended, or None if it failed.
 
         Raises:
-            BaseException: A cancellation that the library did not ask for, or a local bug.
+            BaseException: A cancellation that the library did not cause, or a local bug.
         """
         if branch.state.cancel_cause is not None and branch.task.cancelled():
             return None
@@ -305,7 +305,7 @@ class Fallback:
                 if not task.done():
                     self._background.wait_for(state)
                 elif not task.cancelled():
-                    task.exception()  # recorded; nobody else asks for it
+                    task.exception()  # recorded; nothing else retrieves it
 
 
 async def _run(
@@ -333,7 +333,7 @@ async def _run(
 
 
 def _next_usable(call: CallState) -> Route | None:
-    """Return the first route not yet asked whose breaker lets calls through, or None."""
+    """Return the first unused route whose breaker lets calls through, or None."""
     return next((route for route in call.following() if route.breaker.allows_calls()), None)
 
 

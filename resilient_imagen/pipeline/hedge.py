@@ -94,7 +94,7 @@ class OverlapPolicy:
     def __init__(self, settings: Settings) -> None:
         self.reconfigure(settings)
         self.keeps: bool = settings.on_timeout == "keep"
-        """Whether a request goes on past its time limit."""
+        """Whether a request continues past its time limit."""
 
     def reconfigure(self, settings: Settings) -> None:
         """Use other delays, for requests that are sent from now on."""

@@ -80,7 +80,7 @@ _STEPS_TO_END: Final = 10
 """Rounds of the event loop in which a cancelled ``on_start`` can end before its call does."""
 
 _unending: Final[set[asyncio.Task[object]]] = set()
-"""Cancelled callbacks that go on for now. The event loop itself keeps weak references only."""
+"""Cancelled callbacks that have not ended yet. The event loop itself keeps weak references only."""
 
 
 def _end(task: asyncio.Task[object], name: str) -> None:

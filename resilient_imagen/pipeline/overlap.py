@@ -27,7 +27,7 @@ REFUSALS: Final = frozenset({Reason.CONTENT_BLOCKED, Reason.INVALID_REQUEST})
 
 
 class OverlapKind(StrEnum):
-    """Why the next route was asked while a request was in flight."""
+    """Why the next route got a request while one was in flight."""
 
     PROBE = "probe"
     SLOW = "slow"

@@ -155,12 +155,12 @@ class Pipeline:
                 ):
                     raise
                 call.route_errors.clear()
-                call.fallback_cause = None  # the first route is asked again
+                call.fallback_cause = None  # the first route gets the next request
 
     async def _wait_for_half_open(self, call: CallState) -> bool:
         """Wait until a route that rejected the call lets a probe through.
 
-        Routes that were not asked do not count: IMAGE_GEN_FALLBACK_ON keeps the call from them.
+        Only routes that rejected the call count: IMAGE_GEN_FALLBACK_ON excludes the others.
 
         Returns:
             False if no route will do so within the deadline.
@@ -187,7 +187,7 @@ class Pipeline:
     # -- per step: the account ------------------------------------------------------------------
 
     def _next_state(self, call: CallState, route: Route) -> RouteState:
-        """Return the state of a call that goes on with a route of the latest or the next step."""
+        """Return the state of a call that continues with a route of the latest or the next step."""
         step = call.step
         if step is None or route not in step.routes:
             index = 0 if step is None else step.index + 1
@@ -210,7 +210,7 @@ class Pipeline:
         return state
 
     async def _on_step(self, call: CallState, state: RouteState) -> AttemptSuccess:
-        """Ask the account of the step that can send soonest; go on with others after failures."""
+        """Use the account of the step that can send soonest; after failures, use the others."""
         try:
             if state.step.has_accounts:
                 self._choose_account(call, state)
@@ -261,7 +261,7 @@ class Pipeline:
         return True
 
     def _go_on_after(self, call: CallState, state: RouteState, error: ImageGenerationError) -> bool:
-        """Go on with another account of the step after an error, if there is one to go on with."""
+        """Continue with another account of the step after an error, if there is one."""
         route = self._next_account(call, state, error.reason)
         state.step.left[state.route] = error.reason
         if route is None:
@@ -274,7 +274,7 @@ class Pipeline:
         return True
 
     def _next_account(self, call: CallState, state: RouteState, reason: Reason) -> Route | None:
-        """Return the account of the step that is asked at once after an error, or None.
+        """Return the account of the step that gets a request at once after an error, or None.
 
         After a failed request each other account is tried once, without a back-off. A rejection
         cost nothing, so that every account may follow it that has not failed since a back-off.
@@ -351,7 +351,7 @@ class Pipeline:
     def _decide_retry(
         self, call: CallState, state: RouteState, error: ImageGenerationError
     ) -> float | None:
-        """Return the seconds until the route is asked again, or None to leave it."""
+        """Return the seconds until the route gets another request, or None to leave it."""
         if state.successor_started or (error.reason is Reason.TIMEOUT and self._keeps):
             return None
         if self._next_account(call, state, error.reason) is not None:
@@ -418,7 +418,7 @@ class Pipeline:
             self._change_account(call, state, sooner, Reason.SATURATED)
             raise AccountChangedError
         # A route gets a share of what is left when the call first queues for it. Another task of
-        # the call may have asked the same account before.
+        # the call may have used the same account before.
         if state.deadline is call.deadline or state.route not in state.step.sent:
             state.deadline = self._share(call, state)
         latency = state.measured_latency
@@ -527,7 +527,7 @@ class Pipeline:
             if not answer.probing or any(other.allows_calls() for other in others):
                 raise self._circuit_open_error(call, state.route, answer)
             # The last usable route, and only a probe in flight: its outcome is worth waiting for,
-            # unless another route may be asked before.
+            # unless another route can be used before.
             until = min((other.blocked_until() or 0.0 for other in others), default=math.inf)
             wait = until - asyncio.get_running_loop().time()
             if answer.retry_after is not None:

@@ -51,8 +51,8 @@ class Progress:
     kind: ProgressKind
     """``queued``: the call waits for a slot of the provider, or for an open circuit.
     ``sending``: a request is about to be sent.
-    ``retrying``: a request failed for ``reason``; the route is asked again after ``wait_s``.
-    ``falling_back``: the next route, which ``provider`` and ``model`` name, is asked because of
+    ``retrying``: a request failed for ``reason``; the route gets another request after ``wait_s``.
+    ``falling_back``: the next route, which ``provider`` and ``model`` name, is used because of
     ``reason``, instead of the route before it or beside its request in flight.
     ``partial_image``: a preview has come. It may be of a request that is cancelled later.
     ``finishing``: an image has come, and is checked and fitted to the request.
@@ -62,7 +62,7 @@ class Progress:
     position: int | None = None
     """Of a queued call: its place in the queue. Of a preview: its number. Both from 1."""
     wait_s: float | None = None
-    """Seconds until the call goes on, as far as can be estimated."""
+    """Seconds until the call continues, as far as can be estimated."""
     reason: Reason | None = None
     image_bytes: bytes | None = field(default=None, repr=False)
     """``partial_image``: the preview, as the vendor sent it. ``done``: the first image."""
@@ -74,8 +74,8 @@ OnProgress: TypeAlias = Callable[[Progress], Awaitable[object] | object]
 It cannot fail or delay the call; an exception that it raises is logged. A sync one runs on the
 event loop and must not block. An async one runs beside the call, one event at a time. While it is
 busy, events wait for it: a newer preview replaces an older one of the same route, and of more than
-64 events the oldest are dropped. It may go on for 10 seconds after the call; if the caller cancels
-the call, it is cancelled, too.
+64 events the oldest are dropped. It may continue for 10 seconds after the call; if the caller
+cancels the call, it is cancelled, too.
 """
 
 
@@ -141,7 +141,7 @@ class ProgressReporter:
         self._emit(Progress("done", result.provider, result.model, image_bytes=result.image_bytes))
 
     async def finish(self) -> None:
-        """End the reports; a callback that is behind may go on for a limited time."""
+        """End the reports; a callback that is behind may continue for a limited time."""
         self._ended = True
         task, error = self._task, sys.exception()
         if task is None or task.done():

@@ -1,4 +1,4 @@
-"""Retries: the decision whether, and after how many seconds, the same route is asked again."""
+"""Retries: whether, and after how many seconds, the same route gets another request."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class FailedRequest:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often, and after how many seconds, a route is asked again."""
+    """The number of requests to a route, and the seconds between them."""
 
     max_retries: int
     """Retries of a call on its first route."""
@@ -78,7 +78,7 @@ class RetryPolicy:
         return timeout if is_first_route else min(timeout, self.total_backoff_budget)
 
     def decide(self, failed: FailedRequest) -> float | None:
-        """Return the seconds until the same route is asked again, or None to leave the route."""
+        """Return the seconds until the route gets another request, or None to leave it."""
         if not _allows_retry(failed):
             return None
         if failed.hint is None:

@@ -47,7 +47,7 @@ class AdaptedRequest(NamedTuple):
     notes: tuple[str, ...] = ()
     """References that were made smaller, a picture that will be, and prompt hints, in words."""
     hints: PromptHints | None = None
-    """What the provider adds to the prompt; None when it does not say."""
+    """The texts that the provider adds to the prompt; None if it does not report them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -102,7 +102,7 @@ class Route:
             self.account_failure = None
 
     def rejects_at(self, when: float) -> bool:
-        """Whether the breaker, as it stands, would refuse a caller at loop time ``when``."""
+        """Whether the breaker, in its present state, rejects callers at loop time ``when``."""
         until = self.breaker.blocked_until()
         return until is not None and until > when
 

@@ -300,9 +300,9 @@ class Router:
         return [route for route in self.all_routes if route.provider.name == name]
 
     def snapshot(self) -> list[RouteSnapshot]:
-        """Every route's breaker and queue, as plain JSON; may be asked outside the loop, too.
+        """Every route's breaker and queue, as plain JSON; may be called outside the loop, too.
 
-        Configured routes that are off come last, so that the first is still the one asked first.
+        Configured routes that are off come last: the first row is that of the first route in use.
         """
         now = events.now()
         return [*(route.snapshot(now) for route in self.all_routes), *map(self._absent, self._off)]
@@ -352,7 +352,7 @@ class Router:
         return found
 
     def _resolve_configured_model(self, route: RouteName) -> str:
-        """The model to ask for on a configured route.
+        """Return the model to request on a configured route.
 
         Raises:
             ConfigurationError: The vendor is sure not to have it.
@@ -370,7 +370,7 @@ class Router:
 
         Args:
             seconds: The deadline of a call; may be infinite.
-            name: How the caller knows it.
+            name: The name of the deadline in the warning.
         """
         if self._warned_of_deadline or len(self.routes) == 1 or math.isinf(seconds):
             return
@@ -397,13 +397,13 @@ class Router:
         failures goes only if there are far too many of them.
         """
         newest = next(reversed(self._dynamic_routes))
-        calm = [
+        idle = [
             name
             for name, route in self._dynamic_routes.items()
             if route.forgettable and name != newest
         ]
-        if len(calm) >= _MAX_IDLE_DYNAMIC_ROUTES:
-            del self._dynamic_routes[calm[0]]
+        if len(idle) >= _MAX_IDLE_DYNAMIC_ROUTES:
+            del self._dynamic_routes[idle[0]]
         elif len(self._dynamic_routes) > _MAX_DYNAMIC_ROUTES:
             self._dynamic_routes.popitem(last=False)
 

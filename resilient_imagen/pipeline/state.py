@@ -45,7 +45,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 def new_id() -> str:
-    """A call's id: 16 hexadecimal digits, as spans have."""
+    """Return an id for a call: 16 hexadecimal digits, as spans have."""
     return f"{_ids.getrandbits(64):016x}"
 
 
@@ -72,18 +72,18 @@ class _Spending:
 
 @dataclass(slots=True, eq=False)
 class CallState:
-    """What the pipeline knows about one call."""
+    """The state of one call in the pipeline."""
 
     id: str
-    """What events call it by."""
+    """The id of the call in events."""
     request: ImageRequest
-    """What is asked for; its references are set once they are loaded."""
+    """The request; its references are set once they are loaded."""
     steps: tuple[Step, ...]
-    """The steps that may serve it, in order."""
+    """The steps that may serve the call, in order."""
     started: float
     """Loop time in seconds."""
     deadline: Deadline
-    """When the caller wants an answer."""
+    """The time by which the caller needs the image."""
     on_start: OnStartHook
     """Fires when the first request is sent."""
     progress: ProgressReporter | None = None
@@ -97,7 +97,7 @@ class CallState:
     route_errors: dict[int, ImageGenerationError] = field(default_factory=dict)
     """Why routes were left, by their index in ``routes``."""
     failures: list[BaseException] = field(default_factory=list)
-    """What each failed request raised, and the error that was made of it."""
+    """The exception of each failed request, and the error that was made of it."""
     dropped_references: tuple[DroppedReference, ...] = ()
     """References that could not be used by any route."""
     reference_notes: tuple[str, ...] = ()
@@ -131,7 +131,7 @@ class CallState:
     orders: str | None = None
     """The operators' orders that were in force at the start of the call."""
     ended: bool = False
-    """Whether the caller has got an image or an error."""
+    """Whether the caller has received an image or an error."""
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _changed: bool = False
     _change: asyncio.Future[None] | None = None
@@ -165,7 +165,7 @@ class CallState:
         wait_s: float | None = None,
         reason: Reason | None = None,
     ) -> None:
-        """Report a step of the call, if its caller wants to know."""
+        """Report a step of the call, if its caller wants progress."""
         if self.progress is not None:
             self.progress.report(kind, route, wait_s=wait_s, reason=reason)
 
@@ -265,12 +265,12 @@ class CallState:
         return self.spent.get(_SETUP, 0.0)
 
     def with_attempts(self, error: ImageGenerationError) -> ImageGenerationError:
-        """``error`` as the caller gets it: with every request that was sent."""
+        """Return ``error`` with every request that was sent."""
         error.attempts = tuple(self.attempts)
         return error
 
     def final_error(self) -> ImageGenerationError:
-        """The error for a call that no route served.
+        """Return the error for a call that no route served.
 
         One route: its own error. A later route that found the request itself at fault: that
         error, for its cause must not be lost behind an earlier outage. Otherwise all of them.
@@ -296,7 +296,7 @@ class CallState:
         return self.with_attempts(AllProvidersFailedError(errors=errors, retry_after=soonest))
 
     def _soonest_retry(self) -> float | None:
-        """Seconds until the first of the routes may serve, as its breaker or its vendor says."""
+        """Return the seconds until the first route may serve, by its breaker or its vendor."""
         now = asyncio.get_running_loop().time()
         errors: dict[int, ImageGenerationError | None] = {**self.route_errors}
         if self.route_state is not None:  # the route that it is on
@@ -312,7 +312,7 @@ class CallState:
         return min(waits, default=None)
 
     def deadline_error(self) -> ImageGenerationError:
-        """The error for a call whose deadline passed, led by what went wrong until then."""
+        """Return the error for a call whose deadline passed; it begins with earlier failures."""
         parts = [str(error) for error in self.errors()]
         end = f"out of time, {self._spent_on()}"
         if (state := self.route_state) is not None:
@@ -324,7 +324,7 @@ class CallState:
         return self.with_attempts(DeadlineExceededError(text, retry_after=self._soonest_retry()))
 
     def _spent_on(self) -> str:
-        """Say in words what took most of the time."""
+        """Return the part of the call that took most of the time, in words."""
         spent = {
             **self.spent,
             "queueing": self.queue_s,
@@ -338,15 +338,15 @@ class CallState:
 
 @dataclass(slots=True, eq=False)
 class RouteState:
-    """What the pipeline knows about one call on one route."""
+    """The state of one call on one route."""
 
     step: StepState
     """The step that the route belongs to."""
     route: Route
     """The route; of a step with several accounts, the one that the call is on now."""
     deadline: Deadline
-    """When this route must be done: the call's deadline, less the reserve for the next route. It is
-    the call's deadline itself until the call first queues for the route."""
+    """The time by which this route must be done: the call's deadline, less the reserve for the next
+    route. Until the call first queues for the route, it is the call's deadline itself."""
     adapted: AdaptedRequest = field(init=False)
     """The request, cut to what the route's model takes. Set when the breaker let the call in."""
     max_server_wait: float = math.inf
@@ -372,7 +372,7 @@ class RouteState:
     timer: asyncio.Timeout | None = None
     """Ends the request in flight."""
     overlap: OverlapKind | None = None
-    """Why this route was asked beside an earlier one; None if the earlier one had failed."""
+    """Why this route was used beside an earlier one; None if the earlier one had failed."""
     overlaps_due: list[OverlapKind] = field(default_factory=list)
     """Why the next route may start beside the request in flight; emptied when that has ended."""
     successor_started: bool = False
@@ -380,7 +380,7 @@ class RouteState:
     past_limit: bool = False
     """Whether the request in flight has exceeded its time limit."""
     detached: bool = False
-    """Whether the request in flight goes on without its call."""
+    """Whether the request in flight continues without its call."""
     cancel_cause: CancelCause | None = None
     """Why the library cancelled the task; None if it did not."""
 
@@ -460,7 +460,7 @@ class RouteState:
             self.task.cancel()
 
     def detach(self) -> None:
-        """Let the request in flight go on without its call, until its own time limit."""
+        """Let the request in flight continue without its call, until its own time limit."""
         self.detached = True
         if self.timer is not None and not self.timer.expired():
             self.timer.reschedule(self.sent_at + self.route.timeout)

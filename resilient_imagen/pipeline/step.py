@@ -37,7 +37,7 @@ class OnRoute(Protocol):
 
 
 class AccountChangedError(Exception):
-    """The call goes on with another account of the step, which its state names."""
+    """The call continues with another account of the step, which its state names."""
 
 
 def group_by_step(routes: Iterable[Route], names: Iterable[RouteName]) -> tuple[Step, ...]:
@@ -48,7 +48,7 @@ def group_by_step(routes: Iterable[Route], names: Iterable[RouteName]) -> tuple[
 
 @dataclass(slots=True, eq=False)
 class StepState:
-    """What the pipeline knows about one call on one step."""
+    """The state of one call on one step."""
 
     index: int
     """Its place in the chain, from 0."""

@@ -52,7 +52,7 @@ def find_unnoticed_hang(
 
     Args:
         seconds: The deadline of a call.
-        name: How the caller knows the deadline.
+        name: The name of the deadline in the warning.
         settings: The settings of the routes.
         steps: The steps, with at least two routes together.
     """
