@@ -21,6 +21,7 @@ settings are then simulated in four other scenarios of the same kind. Six calls 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
@@ -28,13 +29,13 @@ from resilient_imagen.effective_settings import settings_from
 from resilient_imagen.reasons import Reason
 from resilient_imagen.tuning import (
     LatencyDistribution,
+    Measures,
     Objective,
     Outage,
     Recorder,
     Scenario,
     Service,
     Traffic,
-    TunableSettings,
     simulate,
     sweep,
     waves,
@@ -99,10 +100,13 @@ def main() -> None:
     openings = {"defaults": found.today, **{str(o): a.trial for o, a in found.advice.items()}}
     for name, trial in openings.items():
         print(f"{name}: {trial.whole.false_openings} openings outside all incidents")
+    before = [simulate(REPORTED, USUAL, seed=seed) for seed in HELD_OUT]
     for objective, advice in found.advice.items():
         print(f"\n{objective}: {advice_line(advice)}")
         print("\n".join(advice.trial.knobs.env_lines(found.today.knobs)))
-        print(f"  in {len(HELD_OUT)} other scenarios: {gain(advice.trial.knobs, objective)}")
+        settings = advice.trial.knobs.applied(USUAL)
+        after = [simulate(REPORTED, settings, seed=seed) for seed in HELD_OUT]
+        print(f"  in {len(HELD_OUT)} other scenarios: {change(before, after, objective)}")
 
 
 def note(done: int, total: int) -> None:
@@ -111,14 +115,11 @@ def note(done: int, total: int) -> None:
         print(f"{done} of {total} replays", file=sys.stderr)
 
 
-def gain(knobs: TunableSettings, objective: Objective) -> str:
+def change(before: Sequence[Measures], after: Sequence[Measures], objective: Objective) -> str:
     """Return how the score differs from the defaults' in scenarios that were not recorded."""
-    before, after = (
-        [score(simulate(REPORTED, settings, seed=seed), objective) for seed in HELD_OUT]
-        for settings in (USUAL, knobs.applied(USUAL))
-    )
-    better = sum(new < old for new, old in zip(after, before, strict=True))
-    return f"{fmean(after) / fmean(before) - 1:+.1%}, better in {better} of {len(before)}"
+    old, new = ([score(each, objective) for each in some] for some in (before, after))
+    better = sum(one < other for one, other in zip(new, old, strict=True))
+    return f"{fmean(new) / fmean(old) - 1:+.1%}, better in {better} of {len(old)}"
 
 
 if __name__ == "__main__":

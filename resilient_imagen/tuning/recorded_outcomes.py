@@ -204,14 +204,17 @@ class _Route:
     ) -> SimulatedOutcome:
         """Return an outcome later than all that were recorded nearby.
 
-        Responses continue at the rate at which they came after the time limit. Without any, the
-        service hung, and no response would have come.
+        Responses continue at the rate at which they came after the time limit. Without any, or if
+        all requests nearby were cancelled, the service hung, and no response would have come.
         """
         log = self._log
         limit = min(
-            log.latency[each]
-            for each in nearby
-            if log.given_up[each] and REASONS[log.reason[each]] is Reason.TIMEOUT
+            (
+                log.latency[each]
+                for each in nearby
+                if log.given_up[each] and REASONS[log.reason[each]] is Reason.TIMEOUT
+            ),
+            default=math.inf,
         )
         late = [each for each in nearby if log.latency[each] >= limit]
         answered = [each for each in late if not log.given_up[each]]

@@ -191,6 +191,13 @@ def test_a_timeout_of_the_servers_is_an_answer() -> None:
     assert (met.reason, met.latency, met.seen) == (Reason.TIMEOUT, 20.0, True)
 
 
+def test_a_route_whose_requests_were_all_cancelled_does_not_respond() -> None:
+    """No request nearby had a response or reached a time limit, so no latency is known."""
+    left = {"reason": Reason.CANCELLED, "latency": 20.0, "given_up": True}
+    met = truth(recording((0, left), (10, left)), per_call_timeout=120).outcome_for(ask(0))
+    assert (met.reason, met.latency) == (Reason.TIMEOUT, NEVER)
+
+
 def test_a_route_that_was_never_asked_is_assumed_to_work() -> None:
     """It rests on an assumption, and says so."""
     met = truth(recording((0, {}))).outcome_for(ask(0, route=1))
