@@ -174,7 +174,7 @@ def _pass_limit(state: RouteState, slot: Slot) -> None:
     when the oldest of them reached its limit, because it is kept no longer than for another limit.
     """
     state.past_limit = True
-    if state.timer is not None:
+    if state.timer is not None and not state.detached:  # a detached probe ends now, at its limit
         state.timer.reschedule(state.sent_at + KEPT_FOR * state.route.timeout)
     state.route.limiter.release(slot)
 

@@ -143,6 +143,19 @@ def test_a_probe_counts_although_its_call_has_ended() -> None:
     assert run.seconds[4] < 60
 
 
+def test_no_callback_of_the_loop_fails_when_a_probe_ends_beside_its_call(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A probe that hangs ends at its limit, although the next route has served its call before."""
+    hang = Outage(start=5400, duration=1800, reason=Reason.TIMEOUT)
+    scenario = Scenario(traffic=Traffic(per_minute=8, duration=3 * 3600), outages=(hang,))
+    run = play(scenario, Settings(ipm=20, max_concurrent=16), seed=3)
+    probes = [each for each in run.sent if each.route == 0 and 5600 < each.at < 7000]
+    assert probes
+    assert all(each.seconds == pytest.approx(60.0) for each in probes)
+    assert not [each for each in caplog.records if each.name == "asyncio"]
+
+
 @pytest.mark.no_cover
 def test_the_slowest_requests_are_hedged_by_p95() -> None:
     """Without a number of seconds, about one request of twenty gets a second one beside it."""
