@@ -6,7 +6,7 @@ import asyncio
 import math
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from resilient_imagen.circuitbreaker.open_period import valid_hint
 from resilient_imagen.pipeline.deadline import Deadline
@@ -79,13 +79,13 @@ class AttemptExecutor:
         loop = asyncio.get_running_loop()
         route, request = state.route, state.adapted.request
         await call.make_room()
-        if call.success_event is not None:  # an image has come just now; the call ends this task
-            state.cancel(CancelCause.DELIVERED)
-            await asyncio.sleep(0)
+        if call.success_event is not None:
+            await _end_beside_image(state)
         cancellations = _cancellation_count()
+        state.time_limit = route.timeout
         sent = self._begin(call, state, slot, permit)
         started = state.sent_at = loop.time()
-        limit = state.deadline.limit_attempt(started, route.timeout, call.deadline)
+        limit = state.deadline.limit_attempt(started, state.time_limit, call.deadline)
         # When a request is kept, its end is set once it has passed its limit.
         timer = asyncio.timeout_at(None if self._overlap.keeps else limit.timer_at)
         previews: PreviewWatch | None = None
@@ -166,7 +166,7 @@ class AttemptExecutor:
             probe=permit.probe,
             queue_s=state.queue_s,
             resolution=state.adapted.request.resolution,
-            time_limit_s=route.timeout,
+            time_limit_s=state.time_limit,
             prompt_hints=state.adapted.hints,
             overlap=None if overlap is None else str(overlap),
         )
@@ -281,6 +281,17 @@ class AttemptExecutor:
             error_type=(error and error.vendor_error) or type(failure.error).__name__,
             vendor_message=None if error is None else error.vendor_message,
         )
+
+
+async def _end_beside_image(state: RouteState) -> NoReturn:
+    """End a request that was to be sent at the very moment at which an image came.
+
+    Raises:
+        CancelledError: The call would cancel the task a moment later, and send the request before.
+    """
+    state.cancel(CancelCause.DELIVERED)
+    await asyncio.sleep(0)
+    raise AssertionError("a task that was cancelled continues")
 
 
 def _route_of(event: AttemptEnded | None) -> str | None:

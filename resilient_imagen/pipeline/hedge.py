@@ -116,7 +116,7 @@ class OverlapPolicy:
         """Return the loop time at which the first of ``moments`` is due; infinite if none is."""
         started, first = state.sent_at, math.inf
         if self.keeps:
-            first = min(started + state.route.timeout, state.deadline.at)
+            first = min(started + state.time_limit, state.deadline.at)
             if first >= call.deadline.at:
                 first = math.inf
         if state.may_lead_on:
@@ -138,7 +138,7 @@ class OverlapPolicy:
             slow = self.slow_delay(state.route, state.adapted.request.resolution)
             if slow is not None:
                 found.append((started + slow, OverlapKind.SLOW))
-        own_limit = started + state.route.timeout
+        own_limit = started + state.time_limit
         ends_reserve = min(own_limit, state.deadline.at)
         if self.keeps and state.may_lead_on and ends_reserve < call.deadline.at:
             found.append((ends_reserve, OverlapKind.TIMEOUT))
@@ -147,7 +147,7 @@ class OverlapPolicy:
         ]
         if self.keeps and own_limit < call.deadline.at:
             due.append((own_limit, partial(_pass_limit, state, slot)))
-            due.append((self._votes_at(state, permit, started), partial(_vote, permit)))
+            due.append((self._votes_at(state, permit, started), partial(_vote, state, permit)))
         due.sort(key=itemgetter(0), reverse=True)
         return due
 
@@ -162,7 +162,7 @@ class OverlapPolicy:
 
     def _votes_at(self, state: RouteState, permit: Permit, started: float) -> float:
         """Return when a kept request counts as a failure for the breaker."""
-        limit = state.route.timeout
+        limit = state.time_limit
         usual = None if permit.probe else state.measured_latency
         return started + (limit if usual is None else max(limit, FACTOR_OF_USUAL * usual))
 
@@ -170,17 +170,23 @@ class OverlapPolicy:
 def _pass_limit(state: RouteState, slot: Slot) -> None:
     """Return the slot of a request at its time limit, and set the time at which it is ended.
 
+    A detached probe keeps its slot: its own timer ends it now.
+
     No more than IMAGE_GEN_MAX_CONCURRENT requests of a provider are kept: all of them held a slot
     when the oldest of them reached its limit, because it is kept no longer than for another limit.
     """
+    if state.detached:
+        return
     state.past_limit = True
-    if state.timer is not None and not state.detached:  # a detached probe ends now, at its limit
-        state.timer.reschedule(state.sent_at + KEPT_FOR * state.route.timeout)
+    if state.timer is not None:
+        state.timer.reschedule(state.sent_at + KEPT_FOR * state.time_limit)
     state.route.limiter.release(slot)
 
 
-def _vote(permit: Permit) -> None:
-    permit.settle(BreakerOutcome.FAILURE, cause=Reason.TIMEOUT, summary="timed out")
+def _vote(state: RouteState, permit: Permit) -> None:
+    """Count a request beyond its time limit as a failure; a detached probe counts when it ends."""
+    if not state.detached:
+        permit.settle(BreakerOutcome.FAILURE, cause=Reason.TIMEOUT, summary="timed out")
 
 
 class RequestClock:

@@ -353,6 +353,8 @@ class RouteState:
     """Longest hint of a server, in seconds, that is waited for if no other route can serve."""
     sent_at: float = 0.0
     """Loop time at which the latest request was sent."""
+    time_limit: float = 0.0
+    """The time limit of that request, in seconds. An operator may change the route's meanwhile."""
     first_failure_at: float | None = None
     """Loop time of the first failure without a server's hint, from which back-offs are summed."""
     permit: Permit | None = None
@@ -463,7 +465,7 @@ class RouteState:
         """Let the request in flight continue without its call, until its own time limit."""
         self.detached = True
         if self.timer is not None and not self.timer.expired():
-            self.timer.reschedule(self.sent_at + self.route.timeout)
+            self.timer.reschedule(self.sent_at + self.time_limit)
 
     def drop_permit(self, *, only_if_stale: bool = False) -> None:
         """Give the permit back without a vote; do nothing if it was settled before."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from resilient_imagen import (
     ProviderTimeoutError,
     Reason,
 )
+from resilient_imagen.control import new_order
 from resilient_imagen.pipeline.hedge import HedgeBudget
 from resilient_imagen.providers.base import ProviderResult
 from resilient_imagen.request import ImageRequest
@@ -646,6 +648,51 @@ def test_the_deadline_ends_a_kept_request_that_would_end_at_the_same_time() -> N
         assert now() == near(120, abs=0.01)
 
     run_overlap(scene, routes="google:gemini-3-pro-image")
+
+
+def test_a_kept_request_ends_by_the_limit_that_it_was_sent_with() -> None:
+    """An operator's new limit changes neither the slot nor the end of a request in flight."""
+
+    async def scene(scenario: OverlapScenario) -> None:
+        scenario.google.hang()
+        call = scenario.start()
+        await asyncio.sleep(10)
+        scenario.client.obey(
+            new_order("set", "IMAGE_GEN_PER_CALL_TIMEOUT", value="300", by="ops", seconds=3000)
+        )
+        await asyncio.sleep(51)
+        assert (scenario.google.in_flight, scenario.queue()["in_flight"]) == (1, 0)
+        await error_of(call)
+        assert now() == near(120, abs=0.01)
+        assert scenario.request().time_limit_s == 60
+
+    run_overlap(scene, routes="google:gemini-3-pro-image")
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_detached_probe_ends_at_its_limit_whatever_timers_the_loop_has(seed: int) -> None:
+    """It keeps its slot until then, and no callback of the loop fails."""
+
+    async def scene(scenario: OverlapScenario) -> None:
+        failures: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, found: failures.append(found))
+        await scenario.make_probe_due()
+        chance, loop = random.Random(seed), asyncio.get_running_loop()
+        scenario.google.hang()
+        others = [loop.call_later(chance.uniform(1, 200), int) for _ in range(20)]
+        await scenario.ask()
+        others += [loop.call_later(chance.uniform(1, 200), int) for _ in range(20)]
+        await asyncio.sleep(50)
+        assert scenario.queue()["in_flight"] == 1
+        await asyncio.sleep(10)
+        last = scenario.events.attempts[-1]
+        assert (last.reason, last.latency_s) == (Reason.TIMEOUT, near(60, abs=0.01))
+        assert (last.cancel_cause, last.counted, scenario.google.in_flight) == (None, "failure", 0)
+        assert failures == []
+        for each in others:
+            each.cancel()
+
+    run_overlap(scene)
 
 
 def test_the_only_route_may_deliver_after_its_limit() -> None:
