@@ -29,6 +29,7 @@ __all__ = [
     "gain_of",
     "gain_on_draws",
     "held_out_gain",
+    "is_allowed",
     "judge",
     "nearly_equal",
     "score",

@@ -21,6 +21,7 @@ from resilient_imagen.tuning.recommendation import (
     gain_of,
     gain_on_draws,
     held_out_gain,
+    is_allowed,
     judge,
     nearly_equal,
 )
@@ -308,8 +309,8 @@ class _Sweeper:
     # -- advice --------------------------------------------------------------------------------
 
     def _simplified(self, trial: Evaluation, objective: Objective) -> Evaluation:
-        """Leave out each changed setting without which the result is as good."""
-        names = trial.knobs.differences(self._now)
+        """Leave out each changed setting without which the result is as good, within the limits."""
+        names, today = trial.knobs.differences(self._now), self._seen[self._now].whole
         for name in names:
             if self._interrupted():
                 break
@@ -317,7 +318,8 @@ class _Sweeper:
             if not without.is_valid or (name == "mode" and self._now.mode != "on"):
                 continue
             simpler = self._evaluated(without)
-            if nearly_equal(simpler, trial, objective):
+            keeps_limits = is_allowed(simpler.whole, today, objective)
+            if keeps_limits and nearly_equal(simpler, trial, objective):
                 trial = simpler
         return trial
 

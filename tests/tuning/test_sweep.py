@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -41,8 +44,10 @@ from resilient_imagen.tuning.rows import Attempted, Row
 from resilient_imagen.tuning.settings_in_effect import settings_in_effect
 from resilient_imagen.tuning.simulation import play
 from resilient_imagen.tuning.sweep import defaults, what_if
+from resilient_imagen.tuning.trials import try_out
 from resilient_imagen.tuning.tunable_settings import GRID, neighbours, sample
 
+SWEEPING = import_module("resilient_imagen.tuning.sweep")  # whose name the package gives away
 USUAL = defaults()
 
 
@@ -294,6 +299,34 @@ def test_little_evidence_is_refused() -> None:
     why = "No incident of the first route was recorded from its start to its end"
     assert why in headline(found)
     assert not found.recommended
+
+
+def test_simplified_settings_keep_the_limits(
+    flapping: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change without effect on the objective stays if the slowest calls need it."""
+    today = Settings(**ROOMY)
+    base = try_out(flapping, today, TunableSettings.of(today))
+
+    def evaluated(knobs: TunableSettings) -> Evaluation:
+        """Return lower costs for a long time limit, which is slow without a limit of waits."""
+        cheap = knobs.per_call_timeout > today.per_call_timeout
+        slow = cheap and knobs.max_wait is None
+        changed: dict[str, Any] = {"cost_usd": base.whole.cost_usd * (0.8 if cheap else 1.0)}
+        changed["p95_s"] = base.whole.p95_s * (2.0 if slow else 1.0)
+        measured = [replace(each, **changed) for each in (base.whole, *base.halves)]
+        return Evaluation(knobs, measured[0], (measured[1], measured[2]))
+
+    @contextmanager
+    def trying(*_: object) -> Iterator[object]:
+        yield lambda some, _draw: map(evaluated, some)
+
+    monkeypatch.setattr(SWEEPING, "trying", trying)
+    advice = sweep(flapping, today, count=150).advice[Objective.CHEAP]
+    assert advice.recommended
+    assert set(advice.trial.knobs.differences(TunableSettings.of(today))) == {
+        "per_call_timeout", "max_wait",
+    }  # fmt: skip
 
 
 def test_a_stray_call_a_month_earlier_changes_nothing(late: Recording) -> None:
