@@ -148,6 +148,7 @@ def test_other_libraries_are_measured_in_the_same_outage(command: ModuleType) ->
     assert 0 <= found["recovery"] < 75.0
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "arguments",
     [("call_cost.py", kind) for kind in ("plain", "observed", "sync")]
@@ -158,6 +159,7 @@ def test_the_cost_of_a_call_is_measured(arguments: tuple[str, ...]) -> None:
     assert min(script(*arguments, "3").values()) > 0
 
 
+@pytest.mark.ci
 def test_images_of_both_designs_are_measured(
     command: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -253,7 +253,7 @@ def test_a_known_secret_does_not_show_itself() -> None:
 def test_redacting_a_prompt_of_a_million_characters_is_fast(letters: str, message: str) -> None:
     """The duration grows with the sum of both lengths, not with their product."""
     prompt = (letters * (1_000_000 // len(letters) + 1))[:1_000_000]
-    for _ in range(10):
+    for _ in range(3):
         assert len(redact(message, secrets=[prompt], limit=10_000)) <= len(message)
 
 

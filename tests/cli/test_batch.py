@@ -320,6 +320,7 @@ def test_two_runs_at_once_pay_once(
     assert asked(imagen_emulator) == {row["prompt"]: 1 for row in scenes(6)}
 
 
+@pytest.mark.ci
 def test_a_full_disk_stops_the_run(tmp_path: Path, imagen_emulator: BackgroundEmulator) -> None:
     """Rows whose lines were written are kept, and half a line affects only itself.
 

@@ -77,6 +77,7 @@ def test_the_signal_again_drops_what_was_sent(
     assert [path.name for path in Path("out").iterdir()] == ["results.jsonl"]
 
 
+@pytest.mark.ci
 def test_a_terminal_that_closes_drops_nothing(
     tmp_path: Path, imagen_emulator: BackgroundEmulator
 ) -> None:
@@ -94,6 +95,7 @@ def test_a_terminal_that_closes_drops_nothing(
     assert [entry["status"] for entry in journal()] == ["done"] * 4
 
 
+@pytest.mark.ci
 def test_nohup_is_respected(tmp_path: Path, imagen_emulator: BackgroundEmulator) -> None:
     """A SIGHUP that the process ignored from the start does not stop the run."""
     write(scenes(5))
@@ -110,6 +112,7 @@ def test_nohup_is_respected(tmp_path: Path, imagen_emulator: BackgroundEmulator)
     assert "out: 5 made" in out
 
 
+@pytest.mark.ci
 def test_a_broken_pipe_stops_nothing(tmp_path: Path, imagen_emulator: BackgroundEmulator) -> None:
     """A run whose standard error is closed, as by ``2>&1 | head``, still saves all images."""
     write(scenes(6))

@@ -42,6 +42,7 @@ def test_ctrl_c_while_modules_are_imported(name: str, how: str, tmp_path: Path) 
     assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "name", ["resilient_imagen.cli.generate_one", "resilient_imagen.client", "google.genai"]
 )

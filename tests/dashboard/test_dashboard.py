@@ -108,7 +108,8 @@ def test_fallbacks_have_the_ids_of_their_traces() -> None:
         google = FakeProvider("google", latency=0).fail(Reason.SERVER_ERROR, status=500, latency=0)
         providers = [google, FakeProvider("openai", latency=0)]
         tracers = TracerProvider()
-        async with ImageClient(providers=providers, tracer_provider=tracers) as client:
+        settings = Settings(max_retries=0)
+        async with ImageClient(settings, providers=providers, tracer_provider=tracers) as client:
             source = ClientSource(client)
             with tracers.get_tracer("test").start_as_current_span("request") as span:
                 await client.generate("a lighthouse")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
+import pytest
 from fake_redis import ADDRESS, START, FakeRedisCluster
 from fleet_kit import Worker, run_with_fake_redis, started_workers
 
@@ -76,6 +77,7 @@ def test_a_worker_that_leaves_adds_its_last_counters() -> None:
     run_with_fake_redis(main)
 
 
+@pytest.mark.no_cover
 def test_only_the_last_hour_is_kept() -> None:
     """Older minutes, damaged fields, and those of a clock that was wrong are removed."""
 

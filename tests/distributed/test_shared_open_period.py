@@ -29,7 +29,13 @@ def left(worker: Worker) -> float:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "length"), [(0.3, 60.0), (10.0, 60.0), (20.0, 100.0), (60.0, 300.0)]
+    ("seconds", "length"),
+    [
+        (0.3, 60.0),
+        (20.0, 100.0),
+        pytest.param(10.0, 60.0, marks=pytest.mark.ci),
+        pytest.param(60.0, 300.0, marks=pytest.mark.ci),
+    ],
 )
 def test_the_duration_of_a_failed_probe_determines_the_period_of_all(
     seconds: float, length: float
@@ -76,7 +82,13 @@ def test_factor_and_maximum_of_the_prober_apply_to_all(
 
 
 @pytest.mark.parametrize(
-    ("hint", "length"), [(20.0, 100.0), (90.0, 100.0), (130.0, 130.0), (5000.0, 600.0)]
+    ("hint", "length"),
+    [
+        (20.0, 100.0),
+        (130.0, 130.0),
+        pytest.param(90.0, 100.0, marks=pytest.mark.ci),
+        pytest.param(5000.0, 600.0, marks=pytest.mark.ci),
+    ],
 )
 def test_the_longer_of_hint_and_probe_duration_applies_to_all(hint: float, length: float) -> None:
     """The longer one is the open period of all workers, and successive hints do not extend it."""

@@ -33,7 +33,7 @@ def benchmark() -> Iterator[ModuleType]:
     sys.path[:] = path
 
 
-@pytest.mark.parametrize("size", [8, 16])
+@pytest.mark.parametrize("size", [8, pytest.param(16, marks=pytest.mark.ci)])
 def test_an_outage_costs_three_requests_and_those_in_flight(
     benchmark: ModuleType, size: int
 ) -> None:

@@ -95,7 +95,7 @@ def test_a_reference_never_delays_a_result_of_another_call(monkeypatch: pytest.M
 
     async def run() -> None:
         provider = FakeProvider("google", latency=0, image=encoded(picture(), "PNG"))
-        async with ImageClient(Settings(), providers=[provider]) as client:
+        async with ImageClient(Settings(ipm=60_000), providers=[provider]) as client:
             busy = [
                 asyncio.create_task(client.generate("x", references=[TINY_PNG] * 6))
                 for _ in range(3)

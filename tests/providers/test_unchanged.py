@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 from cli_kit import environment
 from golden_requests import GOLDEN, recorded
 
@@ -58,6 +59,7 @@ def test_a_client_loads_no_module_of_other_endpoints() -> None:
         assert f"resilient_imagen.providers.{name}" not in ours
 
 
+@pytest.mark.ci
 def test_a_warm_client_loads_only_the_modules_of_the_sdks() -> None:
     """Of credentials libraries it loads only the modules that Google's own SDK imports."""
     sdks = loaded("import openai\nfrom google import genai\ngenai.Client(api_key='AIza-key')")
