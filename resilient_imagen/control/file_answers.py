@@ -7,10 +7,12 @@ it runs, so that a command can count the running processes, and remove the files
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
 import socket
+import stat
 from typing import IO, TYPE_CHECKING, Final
 from uuid import uuid4
 from weakref import WeakSet
@@ -25,6 +27,8 @@ __all__ = ["AnswerFile", "answer_folder", "read_answers"]
 
 _LARGEST: Final = 100_000
 """Bytes of an answer."""
+_NAME: Final = re.compile(r"[\w.-]{1,60}-[0-9]+-[0-9a-f]{6}", re.ASCII)
+"""The name of an answer file: host, process and a random number."""
 
 
 def answer_folder(control_file: Path) -> Path:
@@ -71,6 +75,7 @@ class AnswerFile:
         import fcntl
 
         self.leave()
+        _check_folder(self._path.parent)
         self._path.parent.mkdir(exist_ok=True)
         file = self._path.open("wb", buffering=0)
         try:
@@ -107,28 +112,58 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_to_parent)
 
 
+def _check_folder(folder: Path) -> None:
+    """Refuse a link, by which the user of a process could choose where operators remove files.
+
+    Raises:
+        OSError: The folder is a symbolic link.
+    """
+    if folder.is_symlink():
+        raise OSError(errno.ELOOP, "is a symbolic link, but must be a folder", str(folder))
+
+
 def read_answers(control_file: Path) -> list[WorkerReport]:
     """Return the answers of the processes that run, and remove those of others.
 
+    Other files in the folder are left alone.
+
     Raises:
-        OSError: The folder cannot be read.
+        OSError: The folder cannot be read, or is a symbolic link.
     """
+    folder = answer_folder(control_file)
+    try:
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return []
+    except NotADirectoryError:
+        _check_folder(folder)
+        return []  # no process could write there
+    try:
+        found = os.listdir(opened)  # noqa: PTH208 - pathlib cannot list an open folder
+        names = sorted(name for name in found if _NAME.fullmatch(name))
+        return [report for name in names if (report := _read_answer(name, opened)) is not None]
+    finally:
+        os.close(opened)
+
+
+def _read_answer(name: str, folder: int) -> WorkerReport | None:
+    """Return the answer in a file of an open folder; None, and remove it, if its process ended."""
     import fcntl
 
-    found = []
     try:
-        paths = sorted(answer_folder(control_file).iterdir())
-    except (FileNotFoundError, NotADirectoryError):  # no process could write there
-        return []
-    for path in paths:
-        try:
-            with path.open("rb") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    found.append(parse_report(path.name, file.read(_LARGEST), 0.0))
-                else:
-                    path.unlink()
-        except OSError:
-            continue  # it has just been removed, or is another user's
-    return found
+        # A pipe would block without O_NONBLOCK.
+        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    except OSError:
+        return None  # it has just been removed, or is another user's or a link
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            return None
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        os.unlink(name, dir_fd=folder)
+    except BlockingIOError:
+        return parse_report(name, os.read(file, _LARGEST), 0.0)
+    except OSError:
+        return None  # it has just been removed, or the folder cannot be changed
+    finally:
+        os.close(file)
+    return None
