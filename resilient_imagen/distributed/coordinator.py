@@ -17,7 +17,7 @@ import re
 import socket
 from functools import cache
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from uuid import uuid4
 from weakref import WeakSet
 
@@ -36,7 +36,10 @@ if TYPE_CHECKING:
     from resilient_imagen.distributed.store import ConnectionFactory
     from resilient_imagen.snapshots import FleetSnapshot
 
-__all__ = ["HEARTBEAT_SECONDS", "RedisCoordinator", "registry_keys"]
+__all__ = ["HEARTBEAT_SECONDS", "Counters", "RedisCoordinator", "registry_keys"]
+
+Counters: TypeAlias = "tuple[Iterable[tuple[float, Mapping[str, float]]], Callable[[], None]]"
+"""Counters by name with their ages in seconds, and a function that lets them be taken again."""
 
 HEARTBEAT_SECONDS: Final = 1.0
 """Seconds between heartbeats, whose answers make up for lost messages."""
@@ -68,6 +71,10 @@ _version = cache(version)
 
 def _ignore(_: object) -> None:
     """Ignore an answer."""
+
+
+def _no_counters() -> Counters:
+    return (), lambda: None
 
 
 def registry_keys(address: Address) -> tuple[str, ...]:
@@ -102,9 +109,9 @@ class RedisCoordinator:
         """Number of workers with a heartbeat within the last minute, including this one."""
         self.on_message: Callable[[bytes], None] = _ignore
         """Called on the loop with each message that is not about a breaker."""
-        self.take_counters: Callable[[], Iterable[tuple[float, Mapping[str, float]]]] = tuple
-        """Returns counters to add to those of all workers, each with its age in seconds. Counters
-        whose names begin with `longest_` are maxima, others are sums."""
+        self.take_counters: Callable[[], Counters] = _no_counters
+        """Returns the new counters, to be added to those of all workers. Counters whose names begin
+        with `longest_` are maxima, others are sums."""
         self._process = os.getpid()
         self._warn = warn
         self._accounts = dict(accounts or {})
@@ -238,7 +245,8 @@ class RedisCoordinator:
 
     def _start(self) -> None:
         loop = asyncio.get_running_loop()
-        if self._process != os.getpid():  # a forked process is a new worker, without the task
+        forked = self._process != os.getpid()
+        if forked:  # the process is a new worker, without the task
             self._process, self.worker, self._task = os.getpid(), _new_worker(), None
         if self._task is not None and self._loop is not None:
             if self._loop is loop and not self._task.done():
@@ -246,6 +254,8 @@ class RedisCoordinator:
             if self._loop is not loop and not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._task.cancel)
         self._end_session(self._session)
+        if forked:
+            self.take_counters()  # the parent sends them
         self._loop = loop
         self._first_try = loop.create_future()
         self._refused = None
@@ -342,7 +352,7 @@ class RedisCoordinator:
     def _next_heartbeats(self) -> Iterator[PendingCommand]:
         """Return the heartbeats of all participants and, at intervals, the registration."""
         if self._session is None or self._heartbeats % _REGISTER_EVERY == 0:
-            yield PendingCommand(self._registration(), _ignore)
+            yield self._registration()
         self._heartbeats += 1
         for member in list(self._participants):
             yield member.heartbeat()
@@ -350,9 +360,21 @@ class RedisCoordinator:
     def _last_calls(self) -> Iterator[ScriptCall]:
         for member in list(self._participants):
             yield from member.release_commands()
-        yield self._registration(leaving=True)
+        counters, _ = self.take_counters()
+        yield self._register_call(counters, leaving=True)
 
-    def _registration(self, *, leaving: bool = False) -> ScriptCall:
+    def _registration(self) -> PendingCommand:
+        counters, put_back = self.take_counters()
+
+        def answered(answer: Any) -> None:
+            if answer is None:  # whether Redis has added them is unknown: rather twice than never
+                put_back()
+
+        return PendingCommand(self._register_call(counters), answered)
+
+    def _register_call(
+        self, counters: Iterable[tuple[float, Mapping[str, float]]], *, leaving: bool = False
+    ) -> ScriptCall:
         members = [member for member in self._participants if member.settings]
         settings = {member.resource: member.settings for member in members}
         description = {
@@ -365,9 +387,7 @@ class RedisCoordinator:
             "description": json.dumps(description),
             "resources": sorted(settings),
             "leaving": leaving,
-            "minutes": [
-                {"age": microseconds(age), "counts": counts} for age, counts in self.take_counters()
-            ],
+            "minutes": [{"age": microseconds(age), "counts": counts} for age, counts in counters],
         }
         return ScriptCall(REGISTER, registry_keys(self.address), arguments)
 

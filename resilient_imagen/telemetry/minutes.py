@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from resilient_imagen.telemetry import events
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 __all__ = ["MINUTES", "Minute", "MinuteCounters"]
 
@@ -43,14 +43,36 @@ class Minute:
     """Images whose price is unknown."""
 
 
+@dataclass(slots=True)
+class _Row:
+    """The counts of one minute."""
+
+    number: int
+    """The minute in loop time."""
+    first_at: float
+    """When something was first counted."""
+    last_at: float
+    counts: Minute
+
+    def plus(self, other: _Row) -> _Row:
+        """Return the counts of both, which are of the same minute."""
+        ones, others = asdict(self.counts), asdict(other.counts)
+        counts = {
+            name: max(one, others[name]) if name.startswith("longest_") else one + others[name]
+            for name, one in ones.items()
+        }
+        first_at, last_at = min(self.first_at, other.first_at), max(self.last_at, other.last_at)
+        return _Row(self.number, first_at, last_at, Minute(**counts))
+
+
 class MinuteCounters:
     """An event sink that counts. It is called inline and does constant work for each event."""
 
     inline = True
 
     def __init__(self) -> None:
-        self._minutes: deque[tuple[int, Minute]] = deque(maxlen=MINUTES)
-        """Minutes in which something happened, by their number in loop time; the latest last."""
+        self._rows: deque[_Row] = deque(maxlen=MINUTES)
+        """Minutes in which something happened, the latest last."""
 
     def handle(self, event: events.Event) -> None:
         """Count one event."""
@@ -62,32 +84,44 @@ class MinuteCounters:
 
     def minutes(self) -> list[Minute]:
         """Return the last hour, the current minute last; minutes without calls are zero."""
-        known = dict(self._minutes.copy())
+        known = {row.number: row.counts for row in self._rows.copy()}
         current = int(events.now() // _MINUTE)
         return [known.get(each) or Minute() for each in range(current - MINUTES + 1, current + 1)]
 
-    def take(self) -> list[tuple[float, Mapping[str, float]]]:
+    def take(self) -> tuple[list[tuple[float, Mapping[str, float]]], Callable[[], None]]:
         """Return the counters since the last time that this was called, except those that are 0.
 
         Returns:
-            For each minute the mean age of its events in seconds, and the counters by name.
+            For each minute the mean age of its events in seconds, and the counters by name; and a
+            function that adds them again, to be called if they could not be sent.
         """
         now = events.now()
-        taken = [
-            (now - (number * _MINUTE + min(now, (number + 1) * _MINUTE)) / 2, asdict(minute))
-            for number, minute in self._minutes
+        taken = list(self._rows)
+        self._rows.clear()
+
+        def put_back() -> None:
+            rows = {row.number: row for row in taken}
+            for row in self._rows:
+                before = rows.get(row.number)
+                rows[row.number] = row if before is None else before.plus(row)
+            self._rows = deque((rows[number] for number in sorted(rows)), maxlen=MINUTES)
+
+        parts: list[tuple[float, Mapping[str, float]]] = [
+            (
+                max(0.0, now - (row.first_at + row.last_at) / 2),
+                {name: value for name, value in asdict(row.counts).items() if value},
+            )
+            for row in taken
         ]
-        self._minutes.clear()
-        return [
-            (max(0.0, age), {name: value for name, value in counts.items() if value})
-            for age, counts in taken
-        ]
+        return parts, put_back
 
     def _minute(self, at: float) -> Minute:
         number = int(at // _MINUTE)
-        if not self._minutes or self._minutes[-1][0] < number:
-            self._minutes.append((number, Minute()))
-        return self._minutes[-1][1]
+        if not self._rows or self._rows[-1].number < number:
+            self._rows.append(_Row(number, at, at, Minute()))
+        row = self._rows[-1]
+        row.last_at = max(row.last_at, at)
+        return row.counts
 
     def _count_request(self, event: events.AttemptEnded) -> None:
         minute = self._minute(event.at)

@@ -204,7 +204,7 @@ def test_memory_does_not_grow_with_events() -> None:
         assert sum(minute.failed for minute in activity.minutes()) == pytest.approx(100, abs=2)
         assert len(activity.fallbacks()) == 20
         assert len(activity.changes()) == 20
-        assert len(activity._counters._minutes) == 60
+        assert len(activity._counters._rows) == 60
 
     run_virtual(main())
 

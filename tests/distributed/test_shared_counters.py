@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping
 
 import pytest
 from fake_redis import ADDRESS, START, FakeRedisCluster
 from fleet_kit import Worker, run_with_fake_redis, started_workers
 
-from resilient_imagen.distributed.coordinator import registry_keys
+from resilient_imagen import ImageClient, Settings, client
+from resilient_imagen.distributed.coordinator import Counters, registry_keys
+from resilient_imagen.testing import FakeProvider
 
 REGISTERED = 13.0
 """Seconds in which each worker registers at least once."""
@@ -19,10 +22,10 @@ def count(worker: Worker, age: float = 0.0, **counts: float) -> None:
     """Let the worker add counters at its next registration."""
     pending: list[tuple[float, Mapping[str, float]]] = [(age, counts)]
 
-    def take() -> list[tuple[float, Mapping[str, float]]]:
+    def take() -> Counters:
         taken = pending.copy()
         pending.clear()
-        return taken
+        return taken, lambda: pending.extend(taken)
 
     worker.coordinator.take_counters = take
 
@@ -33,6 +36,15 @@ def stored(redis: FakeRedisCluster) -> dict[str, float]:
     first = int(START) // 60
     rows = [(field.split(" "), float(value)) for field, value in found.items()]
     return {f"{int(minute) - first} {name}": value for (minute, name), value in rows}
+
+
+def calls_of(redis: FakeRedisCluster) -> dict[int, float]:
+    """Return the number of calls by the minutes since the server's start."""
+    return {
+        int(name.removesuffix(" calls")): count
+        for name, count in stored(redis).items()
+        if name.endswith(" calls")
+    }
 
 
 def test_workers_add_up_and_the_longest_wait_is_a_maximum() -> None:
@@ -97,5 +109,77 @@ def test_only_the_last_hour_is_kept() -> None:
             count(workers[0], calls=3)
             await asyncio.sleep(REGISTERED)
             assert list(stored(redis).values()) == [3]
+
+    run_with_fake_redis(main)
+
+
+def started_client(redis: FakeRedisCluster, patch: pytest.MonkeyPatch) -> ImageClient:
+    """Return a client whose calls take no time."""
+    patch.setattr(client, "_new_coordinator", lambda *_: redis.coordinator())
+    settings = Settings(redis_url="redis://fake", routes="google:gemini-3-pro-image", ipm=6000)
+    return ImageClient(settings, providers=[FakeProvider("google", latency=0.0)])
+
+
+async def until_server_time(redis: FakeRedisCluster, minute: int, second: float) -> None:
+    await asyncio.sleep(60 * minute + second - START % 60 - redis.loop.time())
+
+
+def test_calls_belong_to_their_minute_by_the_clock_of_redis(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its minutes begin 40 s after those of the loop; registrations come every ten seconds."""
+
+    async def main(redis: FakeRedisCluster) -> None:
+        async with started_client(redis, monkeypatch) as client:
+            for minute in range(1, 6):
+                await until_server_time(redis, minute, 11)
+                for _ in range(5):
+                    await client.generate("a lighthouse")
+                    await asyncio.sleep(1)
+            await asyncio.sleep(REGISTERED)
+        assert calls_of(redis) == dict.fromkeys(range(1, 6), 5)
+
+    run_with_fake_redis(main)
+
+
+def test_counters_are_kept_until_redis_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attempts to join a Redis that accepts connections and does not answer lose none."""
+
+    async def main(redis: FakeRedisCluster) -> None:
+        async with started_client(redis, monkeypatch) as client:
+            (factory,) = redis.factories
+            factory.stuck = True
+            for minute in range(1, 4):
+                await until_server_time(redis, minute, 30)
+                await client.generate("a lighthouse")
+            assert stored(redis) == {}
+            factory.stuck = False
+            await until_server_time(redis, 5, 30)
+            await client.generate("a lighthouse")
+            await asyncio.sleep(REGISTERED)
+            assert calls_of(redis) == {1: 1, 2: 1, 3: 1, 5: 1}
+
+    run_with_fake_redis(main)
+
+
+def test_a_forked_process_does_not_add_what_its_parent_has_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The parent adds it; the forked process adds its own."""
+
+    async def main(redis: FakeRedisCluster) -> None:
+        async with started_client(redis, monkeypatch) as client:
+            await client.generate("in the parent")
+            coordinator = redis.factories[0].coordinator
+            assert coordinator is not None
+            parents_task = coordinator._task
+            assert parents_task is not None
+            monkeypatch.setattr(os, "getpid", lambda: -1)
+            redis.connections[0].stuck = True  # the parent sends nothing meanwhile
+            await client.generate("in the child")
+            await asyncio.sleep(REGISTERED)
+            assert calls_of(redis) == {0: 1}
+            parents_task.cancel()  # without a real fork the task of the parent still exists
+            await asyncio.wait({parents_task})
 
     run_with_fake_redis(main)
