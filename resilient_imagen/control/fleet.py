@@ -232,9 +232,11 @@ class FleetOrders:
         for before in known:
             left = (before.ends_at - found.now) // 1_000_000
             if refused.replaces(before) and left > 0:
-                await self._put(board, replace(before, ttl=left))
+                await self._put(board, replace(before, ttl=left), restored=True)
 
-    async def _put(self, board: OrderBoard, draft: Order) -> tuple[Order, list[Order]]:
+    async def _put(
+        self, board: OrderBoard, draft: Order, *, restored: bool = False
+    ) -> tuple[Order, list[Order]]:
         """Store an order, and return it with those that workers believed before.
 
         Orders with another signature, or none, stay beside it: some workers may believe them.
@@ -255,6 +257,7 @@ class FleetOrders:
                 # later.
                 ends=max(each.ends_at for each in (order, *replaced)),
                 replaced=[self._field(each) for each in replaced],
+                restored=restored,
             )
             if await board.put(call):
                 return order, self._trusted(found.texts)

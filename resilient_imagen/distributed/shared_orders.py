@@ -36,7 +36,14 @@ def history_key(address: Address) -> str:
 
 
 def order_call(
-    address: Address, field: str, text: str, *, serial: int, ends: int, replaced: Iterable[str]
+    address: Address,
+    field: str,
+    text: str,
+    *,
+    serial: int,
+    ends: int,
+    replaced: Iterable[str],
+    restored: bool = False,
 ) -> ScriptCall:
     """Return the command that gives an order to all workers; see `order.lua`.
 
@@ -47,6 +54,7 @@ def order_call(
         serial: Its serial.
         ends: When it may be removed, in microseconds since 1970.
         replaced: Fields to remove.
+        restored: Whether it was given earlier, so that the history has it already.
     """
     arguments = {
         "channel": address.channel,
@@ -55,6 +63,7 @@ def order_call(
         "serial": str(serial),
         "ends": str(ends),
         "replaced": list(replaced),
+        "restored": restored,
     }
     return ScriptCall(ORDER, (order_keys(address)[0], history_key(address)), arguments)
 

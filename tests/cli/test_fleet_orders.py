@@ -326,7 +326,7 @@ def test_a_string_that_is_not_utf8_keeps_no_order_from_the_workers(
 def test_a_value_that_all_workers_refuse_ends_no_earlier_order(
     server: RedisServer, command: Callable[[str], Ended]
 ) -> None:
-    """A worker that starts later obeys the earlier order, too."""
+    """A worker that starts later obeys the earlier order, too. The history has each order once."""
     with worker(server):
         assert command("settings set IMAGE_GEN_BREAKER_RESET_TIMEOUT=90 --for 1h").code == 0
         assert command("settings set IMAGE_GEN_BREAKER_RESET_TIMEOUT=9000").code == 1
@@ -334,6 +334,8 @@ def test_a_value_that_all_workers_refuse_ends_no_earlier_order(
         with worker(server) as later:
             shown = [each["order"] for each in later.snapshot()["control"]["orders"]]
             assert shown == ["IMAGE_GEN_BREAKER_RESET_TIMEOUT=90"]
+        history = json.loads(command("status --history --json").out)["history"]
+        assert [each["value"] for each in history] == ["9000", "90"]
 
 
 def test_orders_with_another_signature_are_counted(

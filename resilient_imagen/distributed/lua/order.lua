@@ -1,7 +1,8 @@
 -- Store an operator's order and publish it. Workers that miss the message read it at a heartbeat.
 -- KEYS  orders (see orders.lua), history (sorted set: the last orders by their serials)
 -- args  channel, field, order (JSON), serial, ends (microseconds since 1970, the server's),
---       replaced (fields of orders that it replaces)
+--       replaced (fields of orders that it replaces), restored (bool: it was given earlier, and is
+--       already in the history)
 -- The answer is 1, or 0 if the serial is not higher than all others, or not close to the present: the
 -- caller has read the orders, or the time, before they changed, and tries again.
 local ORDERS, HISTORY = KEYS[1], KEYS[2]
@@ -30,7 +31,9 @@ for _, field in ipairs(args.replaced) do
 end
 redis.call('HSET', ORDERS, args.field, args.ends .. ' ' .. args.order, 'serial', args.serial)
 redis.call('PEXPIRE', ORDERS, whole(KEEP * 1000))
-redis.call('ZADD', HISTORY, args.serial, args.order)
+if not args.restored then
+  redis.call('ZADD', HISTORY, args.serial, args.order)
+end
 redis.call('ZREMRANGEBYSCORE', HISTORY, '-inf', whole(now - WEEK))
 local surplus = redis.call('ZCARD', HISTORY) - MOST
 if surplus > 0 then
