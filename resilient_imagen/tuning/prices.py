@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 
 from resilient_imagen.cost import usual_image_cost
 from resilient_imagen.models import ModelName
-from resilient_imagen.request import ImageRequest
 
 if TYPE_CHECKING:
     from resilient_imagen.settings import RouteName, Settings
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["image_cost", "model_of"]
 
-_RESOLUTION: Final = ImageRequest("x").resolution
-"""The default resolution."""
+_RESOLUTION: Final = "2K"
+"""The resolution of a request that names none."""
 
 
 def model_of(route: RouteName, settings: Settings) -> ModelName:

@@ -78,17 +78,11 @@ class RecordedOutcomes:
     """
 
     def __init__(self, recording: Recording, settings: Settings, *, draw: int = 0) -> None:
-        self._routes = [
-            _Route(
-                log,
-                image_cost(route, settings, log),
-                _patience(settings, route.provider),
-                recording.duration,
-                draw,
-            )
-            for route in settings.accounts
-            for log in [recording.routes.get(route.key, RouteLog())]
-        ]
+        self._routes = []
+        for route in settings.accounts:
+            log = recording.routes.get(route.key, RouteLog())
+            cost, patience = image_cost(route, settings, log), _patience(settings, route.provider)
+            self._routes.append(_Route(log, cost, patience, recording.duration, draw))
 
     def outcome_for(self, ask: SimulatedRequest) -> SimulatedOutcome:
         """Return the outcome of the recorded request at about that time, or an assumption."""
