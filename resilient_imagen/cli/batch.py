@@ -8,13 +8,13 @@ from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from resilient_imagen import ImageGenerationError
+from resilient_imagen import AllProvidersFailedError, CircuitOpenError, ImageGenerationError
+from resilient_imagen.circuitbreaker.open_period import is_fatal
 from resilient_imagen.cli.batch_journal import open_journal
 from resilient_imagen.cli.batch_prompts import read_prompts
 from resilient_imagen.cli.client_session import open_client
 from resilient_imagen.cli.command_errors import FAILED, advised, system_words, warn
 from resilient_imagen.cli.terminal import echo, echo_json, one_line
-from resilient_imagen.reasons import POLICIES, BreakerOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -134,11 +134,23 @@ class Batch:
         try:
             result = await row.spec.place(self._client, note_sent)
         except ImageGenerationError as error:
-            # A key, a quota or a model: every further row would fail, too.
-            if POLICIES[error.reason].verdict is BreakerOutcome.TRIP:
+            if self._is_fatal(error):
                 self._stop(advised(str(error), error))
             return self._journal.failed(row, error)
         return self._journal.done(row, result)  # not in a thread: nothing can cancel it here
+
+    def _is_fatal(self, error: ImageGenerationError) -> bool:
+        """Return whether no route can serve further rows, because of its key, quota or model."""
+        if not isinstance(error, AllProvidersFailedError):
+            return is_fatal(error.reason)
+        return all(is_fatal(self._cause(each)) for each in error.errors)
+
+    def _cause(self, error: ImageGenerationError) -> str | None:
+        """Return the reason of a route's error; for an open circuit, the reason that opened it."""
+        breaker = self._client.breakers.get(f"{error.provider}:{error.model}")
+        if isinstance(error, CircuitOpenError) and breaker is not None:
+            return breaker.snapshot()["why"]
+        return error.reason
 
     def _stop(self, why: str) -> None:
         self.stopped = self.stopped or why

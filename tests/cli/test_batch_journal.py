@@ -7,17 +7,16 @@ import os
 from pathlib import Path
 
 import pytest
-from batch_kit import asked, batch, journal, prepare, scenes, write
+from batch_kit import asked, batch, journal, prepare, run_rows, scenes, write
 from images_samples import delivered
 
-from resilient_imagen import ImageClient, ImageResult, Settings
+from resilient_imagen import ImageResult
 from resilient_imagen.cli import batch_journal, files
-from resilient_imagen.cli.batch import Batch
 from resilient_imagen.cli.batch_journal import Entry, Journal, open_journal
 from resilient_imagen.cli.batch_prompts import PromptRow, read_prompts
 from resilient_imagen.cli.image_spec import ImageSpec
 from resilient_imagen.emulator import BackgroundEmulator
-from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
+from resilient_imagen.testing import TINY_PNG, FakeProvider
 
 pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]
 
@@ -209,7 +208,7 @@ def test_a_disk_that_fills_up_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(batch_journal, "write_whole", filling)
     google = FakeProvider("google")
-    run = make(rows(20), google)
+    run = run_rows(rows(20), google)
     assert len(google.sent) == 6
     assert run.stopped == "out/s2.png: No space left on device"
     assert {entry["id"] for entry in journal()} == {"s0", "s1"}
@@ -229,23 +228,9 @@ def test_a_bug_drops_nothing_that_is_in_flight(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Journal, "done", failing)
     google = FakeProvider("google")
     with pytest.raises(ZeroDivisionError):
-        make(rows(9), google)
+        run_rows(rows(9), google)
     assert len(google.sent) == 4
     assert {entry["id"] for entry in journal()} == {"s0", "s1", "s2", "s3"}
-
-
-def make(every: list[PromptRow], google: FakeProvider) -> Batch:
-    """Run a batch on virtual time; requests are sent one after the other."""
-
-    async def run() -> Batch:
-        settings = Settings(routes="google:gemini-3-pro-image", google_api_key="made-up", ipm=6000)
-        async with ImageClient(settings, providers=[google]) as client:
-            with open_journal(Path("out")) as kept:
-                work = Batch(client, kept)
-                await work.run(every)
-        return work
-
-    return run_virtual(run())
 
 
 def _full(file: int) -> None:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli_kit import Ended, cli
 
+from resilient_imagen import ImageClient, Settings
+from resilient_imagen.cli.batch import Batch
+from resilient_imagen.cli.batch_journal import open_journal
+from resilient_imagen.cli.batch_prompts import PromptRow
 from resilient_imagen.emulator import BackgroundEmulator, RequestSeen
+from resilient_imagen.testing import FakeProvider, run_virtual
 
 QUICK = {"IMAGE_GEN_IPM": "6000", "IMAGE_GEN_RETRY_BASE_DELAY": "0"}
 COMMAND = ("generate", "--from", "prompts.jsonl", "-o", "out")
@@ -40,6 +45,25 @@ def scenes(count: int) -> list[dict[str, Any]]:
 
 def batch(capsys: pytest.CaptureFixture[str], *more: object) -> Ended:
     return cli(capsys, *COMMAND, "--json", *more)
+
+
+def run_rows(rows: Sequence[PromptRow], *providers: FakeProvider, **more: Any) -> Batch:
+    """Run a batch on virtual time over the default models of providers, and return it.
+
+    ``more`` are further settings.
+    """
+    models = {"google": "gemini-3-pro-image", "openai": "gpt-image-2.5-flare"}
+    routes = ",".join(f"{each.name}:{models[each.name]}" for each in providers)
+
+    async def run() -> Batch:
+        settings = Settings(routes=routes, ipm=6000, **more)
+        async with ImageClient(settings, providers=providers) as client:
+            with open_journal(Path("out")) as kept:
+                work = Batch(client, kept)
+                await work.run(rows)
+        return work
+
+    return run_virtual(run())
 
 
 def asked(emulator: BackgroundEmulator) -> Counter[str]:
