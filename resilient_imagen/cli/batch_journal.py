@@ -73,8 +73,6 @@ class Journal:
         for number, line in enumerate(file.read().splitlines(), start=1):
             try:
                 entry = json.loads(line)
-                if "file" in entry:  # the first version's name
-                    entry["files"] = [entry["file"]]
                 self._entries[entry["id"]] = entry
             except (ValueError, TypeError, LookupError, RecursionError):
                 damaged.append(number)

@@ -126,18 +126,6 @@ def test_the_last_line_of_a_row_counts() -> None:
         assert kept.settled(second) is None
 
 
-def test_journals_of_earlier_versions_are_read() -> None:
-    """A row is kept whose line names a single file, as earlier versions wrote it."""
-    (row,) = rows()
-    with open_journal(Path("out")) as kept:
-        kept.done(row, delivered(TINY_PNG))
-    (line,) = journal()
-    (line["file"],) = line.pop("files")
-    Path("out/results.jsonl").write_text(json.dumps(line) + "\n")
-    with open_journal(Path("out")) as kept:
-        assert kept.settled(row) is not None
-
-
 # -- files that cannot be written -------------------------------------------------------------
 
 
