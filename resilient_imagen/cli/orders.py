@@ -93,18 +93,18 @@ class _Fleet(NamedTuple):
     def put(self, draft: Order) -> Given:
         """Issue an order."""
         from resilient_imagen import ConfigurationError
+        from resilient_imagen.distributed.order_board import Stage
 
-        stored: list[bool] = []
-        unknown = "given, but it is not known which workers obey"
+        stages = [Stage.NOT_GIVEN]
         try:
-            given = asyncio.run(self.fleet.give(draft, lambda: stored.append(True)))
+            given = asyncio.run(self.fleet.give(draft, stages.append))
         except ConfigurationError as error:
-            if not stored:
+            if stages[-1] is Stage.NOT_GIVEN:
                 raise
-            return Given(draft, f"{unknown}: {error}", is_obeyed=False)
+            return Given(draft, f"{stages[-1].value}: {error}", is_obeyed=False)
         except KeyboardInterrupt:
-            if stored:
-                warn(f"{draft}: {unknown}")
+            if stages[-1] is not Stage.NOT_GIVEN:
+                warn(f"{draft}: {stages[-1].value}")
             raise
         return Given(given.order, given.answer, given.is_obeyed)
 

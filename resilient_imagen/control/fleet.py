@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from resilient_imagen.control.order_book import OrderBook
     from resilient_imagen.distributed import Address
-    from resilient_imagen.distributed.order_board import OrderBoard, WorkerReport
+    from resilient_imagen.distributed.order_board import OrderBoard, Stage, WorkerReport
 
 __all__ = ["FleetOrders", "PastOrder", "SharedOrder", "StoredOrders"]
 
@@ -188,7 +188,7 @@ class FleetOrders:
         )
 
     async def give(
-        self, draft: Order, on_stored: Callable[[], object] | None = None
+        self, draft: Order, on_stage: Callable[[Stage], object] | None = None
     ) -> SharedOrder:
         """Give an order to all workers, and wait until each has answered, for 6 seconds at most.
 
@@ -197,7 +197,8 @@ class FleetOrders:
         Args:
             draft: The order; its serial is replaced, and it is signed. A route may have the
                 account's identifier that ``status`` shows; the order is about all accounts.
-            on_stored: Called once the order is stored, so that workers obey it whatever follows.
+            on_stage: Called at each `Stage`, so that the caller knows after an error or a
+                cancellation whether workers obey the order.
 
         Raises:
             ConfigurationError: Redis cannot be used.
@@ -206,9 +207,7 @@ class FleetOrders:
             if "@" in draft.target:
                 shared = await board.resources()
                 draft = replace(draft, target=without_account(draft.target, shared))
-            order, known = await self._put(board, draft)
-            if on_stored is not None:
-                on_stored()
+            order, known = await self._put(board, draft, on_stage or _ignore)
             given = await self._answers(board, order)
             if set(given.codes.values()) == {"invalid"}:
                 await self._restore(board, order, known)
@@ -232,10 +231,15 @@ class FleetOrders:
         for before in known:
             left = (before.ends_at - found.now) // 1_000_000
             if refused.replaces(before) and left > 0:
-                await self._put(board, replace(before, ttl=left), restored=True)
+                await self._put(board, replace(before, ttl=left), _ignore, restored=True)
 
     async def _put(
-        self, board: OrderBoard, draft: Order, *, restored: bool = False
+        self,
+        board: OrderBoard,
+        draft: Order,
+        on_stage: Callable[[Stage], object],
+        *,
+        restored: bool = False,
     ) -> tuple[Order, list[Order]]:
         """Store an order, and return it with those that workers believed before.
 
@@ -259,7 +263,7 @@ class FleetOrders:
                 replaced=[self._field(each) for each in replaced],
                 restored=restored,
             )
-            if await board.put(call):
+            if await board.put(call, on_stage):
                 return order, self._trusted(found.texts)
         raise ConfigurationError(
             f"Redis at {self.address.shown}: its orders changed during every attempt"
@@ -275,6 +279,10 @@ class FleetOrders:
     def _trusted(self, texts: Iterable[str]) -> list[Order]:
         """Return the stored orders that workers believe."""
         return trusted(_parsed(texts), self.secret, self.address.namespace)
+
+
+def _ignore(_: Stage) -> None:
+    """Ignore a stage."""
 
 
 def _parsed(texts: Iterable[str]) -> list[Order]:

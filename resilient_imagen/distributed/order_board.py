@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from resilient_imagen.distributed.connection import RedisConnectionFactory
@@ -14,14 +15,14 @@ from resilient_imagen.distributed.store import StoreUnavailableError
 from resilient_imagen.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from redis.asyncio import Redis
 
     from resilient_imagen.distributed.redis_address import Address
     from resilient_imagen.distributed.scripts import ScriptCall
 
-__all__ = ["Board", "OrderBoard", "WorkerReport", "open_board", "parse_report"]
+__all__ = ["Board", "OrderBoard", "Stage", "WorkerReport", "open_board", "parse_report"]
 
 _MICRO: Final = 1_000_000
 _SILENT: Final = 4.0
@@ -52,6 +53,16 @@ class Board(NamedTuple):
     """The stored orders, unchanged."""
     reports: list[WorkerReport]
     """The reports of all present workers."""
+
+
+class Stage(Enum):
+    """How far giving an order has come, whatever follows."""
+
+    NOT_GIVEN = "not given"
+    SENT = "it is not known whether it was given"
+    """Redis has not answered yet."""
+    GIVEN = "given, but it is not known which workers obey"
+    """Redis has stored it, so that workers obey it."""
 
 
 class OrderBoard:
@@ -95,13 +106,27 @@ class OrderBoard:
         topics, *_ = registry_keys(self._address)
         return [_text(name) for name in await self._redis.zrange(topics, 0, -1)]
 
-    async def put(self, call: ScriptCall) -> bool:
-        """Give an order. Return False if the orders, or the time, have changed since `read`."""
+    async def put(self, call: ScriptCall, on_stage: Callable[[Stage], object]) -> bool:
+        """Give an order. Return False if the orders, or the time, have changed since `read`.
+
+        Args:
+            call: The command, as `order_call` returns it.
+            on_stage: Called when the command is sent and when it is answered.
+        """
+        from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError
+
         await self._redis.script_load(call.script.source)
-        answer = await self._redis.evalsha(
-            call.script.sha, len(call.keys), *call.keys, call.encoded()
-        )
-        return int(answer) == 1
+        on_stage(Stage.SENT)
+        try:
+            answer = await self._redis.evalsha(
+                call.script.sha, len(call.keys), *call.keys, call.encoded()
+            )
+        except (NoPermissionError, OutOfMemoryError, ReadOnlyError):
+            on_stage(Stage.NOT_GIVEN)
+            raise
+        is_stored = int(answer) == 1
+        on_stage(Stage.GIVEN if is_stored else Stage.NOT_GIVEN)
+        return is_stored
 
 
 @contextlib.asynccontextmanager

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from cli_kit import Ended, cli
+from fleet_proxy import Proxy
 from redis import Redis
 from redis_kit import RedisServer
 
@@ -290,13 +291,11 @@ def test_an_order_that_was_given_before_the_command_ended_early(
 ) -> None:
     """The message states that the order was given, since it is not withdrawn."""
     silent_worker(server)
-    words = ("breaker", "open", "google", "--redis-url", server.url)
-    running = subprocess.Popen(
-        [sys.executable, "-m", "resilient_imagen", *words],
-        stderr=subprocess.PIPE, text=True, cwd=tmp_path,
-    )  # fmt: skip
+    running = started(server.url, tmp_path)
     try:
-        until(lambda: b"google" in server.ask("HGETALL", "resilient_imagen:{fleet}:orders"))
+        until(lambda: is_stored(server))
+        # It has read the answer, and waits for the workers.
+        until(lambda: b"cmd=zrangebyscore" in server.ask("CLIENT", "LIST"))
         if end == "killed":
             server.kill()
         else:
@@ -308,6 +307,39 @@ def test_an_order_that_was_given_before_the_command_ended_early(
             server.start()
     assert "breaker open google: given, but it is not known which workers obey" in complaint
     assert running.returncode == (1 if end == "killed" else 130)
+
+
+@pytest.mark.parametrize("end", ["disconnected", "interrupted"])
+def test_an_order_whose_answer_was_not_received(
+    end: str, server: RedisServer, tmp_path: Path
+) -> None:
+    """The message states that workers may obey it."""
+    with Proxy(server.port) as proxy:
+        proxy.unanswered = b"EVALSHA"
+        running = started(proxy.url, tmp_path)
+        try:
+            until(lambda: is_stored(server))
+            if end == "disconnected":
+                proxy.disconnect(0.0)
+            else:
+                running.send_signal(signal.SIGINT)
+            _, complaint = running.communicate(timeout=PATIENCE)
+        finally:
+            running.kill()
+    assert "breaker open google: it is not known whether it was given" in complaint
+    assert running.returncode == (1 if end == "disconnected" else 130)
+
+
+def started(url: str, folder: Path) -> subprocess.Popen[str]:
+    words = ("breaker", "open", "google", "--redis-url", url)
+    return subprocess.Popen(
+        [sys.executable, "-m", "resilient_imagen", *words],
+        stderr=subprocess.PIPE, text=True, cwd=folder,
+    )  # fmt: skip
+
+
+def is_stored(server: RedisServer) -> bool:
+    return b"google" in server.ask("HGETALL", "resilient_imagen:{fleet}:orders")
 
 
 def test_a_string_that_is_not_utf8_keeps_no_order_from_the_workers(

@@ -24,11 +24,13 @@ class Proxy:
     def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         self.swallows = False
         """Whether it drops all data."""
+        self.unanswered = b""
+        """If data to Redis contain these bytes, it drops this and all later answers."""
         self.delay = 0.0
         """Delay in seconds of data to Redis."""
         self.target = port
         """The port of Redis; new connections use a changed one."""
-        self._refuses = False
+        self._refuses = self._is_mute = False
         self._connections: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -91,8 +93,10 @@ class Proxy:
     ) -> None:
         with contextlib.suppress(OSError):
             while data := await source.read(1 << 16):
-                if self.swallows:
+                if self.swallows or (self._is_mute and not up):
                     continue
+                if up and self.unanswered and self.unanswered in data:
+                    self._is_mute = True
                 if up and self.delay:
                     self._loop.call_later(self.delay, target.write, data)
                 else:
