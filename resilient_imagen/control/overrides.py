@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from resilient_imagen.settings import RouteName
 
-__all__ = ["FIELDS", "check_value", "current_value", "fitted", "overridden", "variables_for"]
+__all__ = ["FIELDS", "check_value", "fitted", "overridden", "variables_for"]
 
 FIELDS: Final = (
     "routes", "ipm", "openai_ipm", "burst", "max_concurrent", "per_call_timeout", "openai_timeout",
@@ -106,17 +106,6 @@ def fitted(settings: Settings, values: Mapping[str, str]) -> tuple[Settings, dic
                 left_out.pop(variable, None)
         if fitting.keys() == before:
             return found, left_out  # a value that was left out may be valid now
-
-
-def current_value(settings: Settings, variable: str) -> object:
-    """Return the value of a variable that may change at runtime; None if it is not set."""
-    if (field := _FIELD_OF.get(variable)) is not None:
-        return getattr(settings, field)
-    for name in {*BUILT_IN, *settings.providers}:
-        for field, own in limit_variables(name).items():
-            if own == variable and name in settings.providers:
-                return getattr(settings.providers[name], field)
-    return None
 
 
 def _parsed(variable: str, value: str, providers: Iterable[str]) -> tuple[str | None, str, Any]:
