@@ -51,8 +51,7 @@ def app(
     Args:
         client: The client, which may be in use already.
         token: The password that an operator enters to give orders, at least 16 characters. Without
-        one, the page
-            is read-only.
+            one, the page is read-only.
         jaeger_url: Address of Jaeger's pages, such as ``http://localhost:16686``, for links to
             traces.
         hosts: Allowed names in the Host header; None allows all. This prevents pages of other sites
