@@ -35,6 +35,7 @@ __all__ = [
     "check_types",
     "checked",
     "explain",
+    "shown_address",
     "split_commas",
     "split_url",
     "strip_secret",
@@ -109,6 +110,18 @@ def check_address(url: str) -> str:
             "must be an address such as https://host or https://host:port/path"
         ) from None
     return url.strip()
+
+
+def shown_address(url: str) -> str:
+    """Return an http or https address as it may be shown: without user, password and query.
+
+    Raises:
+        ValueError: The value is not such an address, or it is unclear where its password ends.
+    """
+    parts = urlsplit(check_address(url))
+    if "@" in f"{parts.path}{parts.query}{parts.fragment}":
+        raise ValueError("must not contain an @ after the host; write / in a password as %2F")
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def check_base_url(value: Any) -> Any:

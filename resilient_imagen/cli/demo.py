@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -53,6 +52,7 @@ def demo(
     A storyboard of eight scenes with reference images is made four times, with both vendors' real
     SDKs over real sockets, by an emulator inside this process. No key, no bill; 15 seconds.
     """
+    from resilient_imagen._validation import checked, shown_address
     from resilient_imagen.cli.client_session import run_traced
     from resilient_imagen.cli.demo_scenario import DemoRun, demo_emulator
     from resilient_imagen.cli.demo_view import draw_contact_sheet, show_breaker
@@ -64,6 +64,7 @@ def demo(
     elif output.suffix.lower() not in {".png", ".jpg", ".jpeg"}:
         raise CommandError(f"{output}: the contact sheet is a .png or a .jpg")
     check_target("-o", output)
+    pages = checked("--jaeger-url", shown_address, jaeger_url) if jaeger else ""
     collector = _collector(jaeger_otlp_url, jaeger_url) if jaeger else None
     console = Console()
     run = DemoRun(demo_emulator())
@@ -78,7 +79,7 @@ def demo(
     elif jaeger:
         for what, image in run.landmarks.items():
             if image.trace_id is not None:
-                link = f"{jaeger_url.rstrip('/')}/trace/{image.trace_id}"
+                link = f"{pages.rstrip('/')}/trace/{image.trace_id}"
                 console.print(f"Call that {what}: {link}", soft_wrap=True)
     if any(image.result is None for image in run.images):
         raise SystemExit(FAILED)
@@ -89,19 +90,27 @@ def _collector(otlp_url: str | None, jaeger_url: str) -> str | None:
 
     Raises:
         CommandError: Nothing answers there. The exporter would report that only at the end.
+        ConfigurationError: It is not an address.
     """
     import httpx2
+
+    from resilient_imagen._validation import checked, shown_address
 
     kinds = ("", "TRACES_")
     if otlp_url is None and any(os.environ.get(f"OTEL_EXPORTER_OTLP_{k}ENDPOINT") for k in kinds):
         return None
-    address = otlp_url or jaeger_url
+    address = otlp_url
     try:
-        if otlp_url is None:
+        if address is None:
             address = f"{httpx2.URL(jaeger_url).copy_with(scheme='http', port=4318, path='/')}"
+        shown = checked("--jaeger-otlp-url", shown_address, address)
         httpx2.get(address, timeout=_ANSWER_SECONDS)
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        shown = re.sub(r"//[^/]*@", "//", address)
+    except httpx2.InvalidURL:  # its text may quote a password
+        raise CommandError(
+            "no request can be sent to --jaeger-url or --jaeger-otlp-url: its address, or that of "
+            "a proxy in the environment, is not valid"
+        ) from None
+    except httpx2.HTTPError as error:
         raise CommandError(
             f"nothing takes traces at {shown} ({error}): start a Jaeger, or give its address by "
             "--jaeger-url or --jaeger-otlp-url"

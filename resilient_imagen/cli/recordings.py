@@ -65,7 +65,9 @@ def recorded(
 
     Raises:
         CommandError: It cannot be used, or the command line does not name one.
+        ConfigurationError: Jaeger's address is not valid.
     """
+    from resilient_imagen._validation import checked, shown_address
     from resilient_imagen.cli.files import check_target, writing
     from resilient_imagen.tuning.gather import gather
     from resilient_imagen.tuning.load import kept, refused, rows_of_file
@@ -77,8 +79,9 @@ def recorded(
     rows: Iterator[Row]
     if jaeger:
         rows = _from_jaeger(jaeger, service, lookback, notes)
+        shown = checked("--jaeger", shown_address, jaeger)
     else:
-        rows = rows_of_file(source, notes, skip_broken=skip_broken)
+        rows, shown = rows_of_file(source, notes, skip_broken=skip_broken), source
     try:
         if save is None:
             return gather(rows, notes)
@@ -88,7 +91,7 @@ def recorded(
         with writing(save) as file:
             return gather(kept(rows, file), notes)
     except RecordingError as error:
-        raise CommandError(str(refused(source or jaeger, error, notes))) from None
+        raise CommandError(str(refused(shown, error, notes))) from None
     except OSError as error:
         raise CommandError(system_words(error)) from None
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from resilient_imagen._validation import checked, shown_address
 from resilient_imagen.control.overrides import variables_for
 from resilient_imagen.dashboard.orders import OrderEndpoint
 from resilient_imagen.dashboard.security import Guard, checked_token
@@ -121,10 +121,7 @@ def _file(name: str) -> Callable[[Request], Awaitable[Response]]:
 def _checked_address(url: str | None) -> str | None:
     if url is None:
         return None
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username:
-        raise ConfigurationError(
-            "jaeger_url must be an http or https address without credentials, such as "
-            "http://localhost:16686"
-        )
-    return url.rstrip("/")
+    shown: str = checked("jaeger_url", shown_address, url)
+    if "@" in url:  # browsers do not follow a link with credentials
+        raise ConfigurationError("jaeger_url must not contain a user name or a password")
+    return shown.rstrip("/")

@@ -12,9 +12,10 @@ import logging
 import os
 import sys
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
 
 from opentelemetry import trace
+
+from resilient_imagen._validation import shown_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -140,14 +141,18 @@ def _new_exporter(kind: str, endpoint: str | None, warn: Callable[[str], None]) 
         endpoint=None if endpoint is None else endpoint.rstrip("/") + "/v1/traces",
         timeout=None if _otlp_variable("TIMEOUT") else _TIMEOUT,
     )
-    address = endpoint or _otlp_variable("ENDPOINT") or _LOCAL
-    return BackoffExporter(exporter, _without_credentials(address), warn)
+    return BackoffExporter(exporter, _destination(endpoint), warn)
 
 
-def _without_credentials(address: str) -> str:
-    """Return an address as it may be shown: without a user, a password, a query or a fragment."""
-    parts = urlsplit(address)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+def _destination(endpoint: str | None) -> str:
+    """Return the collector's address as it may be shown, or where it is set if it is not valid."""
+    try:
+        return shown_address(endpoint or _otlp_variable("ENDPOINT") or _LOCAL)
+    except ValueError:
+        if endpoint is not None:
+            return "the given endpoint"
+        kind = "TRACES_" if os.environ.get(f"{_OTLP}TRACES_ENDPOINT") else ""
+        return f"the address in {_OTLP}{kind}ENDPOINT"
 
 
 def _resource(service_name: str) -> Resource:

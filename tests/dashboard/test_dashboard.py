@@ -192,13 +192,15 @@ def test_a_mounted_page_is_found_without_the_slash() -> None:
     run(main())
 
 
-@pytest.mark.parametrize("url", ["localhost:16686", "javascript:alert(1)", "http://a:b@c"])
+@pytest.mark.parametrize(
+    "url", ["localhost:16686", "javascript:alert(1)", "http://a:b@c", "http://a:1/b@c"]
+)
 def test_an_address_of_jaeger_is_checked(url: str) -> None:
     """The address must use http or https, because it becomes a link."""
 
     async def main() -> None:
         async with ImageClient(providers=[FakeProvider("google")]) as client:
-            with pytest.raises(ConfigurationError, match="jaeger_url must be"):
+            with pytest.raises(ConfigurationError, match="jaeger_url must"):
                 dashboard.app(client, jaeger_url=url)
 
     run(main())

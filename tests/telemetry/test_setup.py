@@ -149,6 +149,17 @@ def test_an_unreachable_collector_is_logged_once() -> None:
     assert time.monotonic() - started < 30
 
 
+@pytest.mark.parametrize("address", ["me:sesame@127.0.0.1:9", "http://me:sesame/me@host"])
+@pytest.mark.parametrize("variable", ["", "TRACES_"])
+def test_a_collectors_address_that_is_not_valid_is_not_shown(variable: str, address: str) -> None:
+    """The warning names the variable, as the place of the password is not known."""
+    done = run(**{f"OTEL_EXPORTER_OTLP_{variable}ENDPOINT": address})
+    assert done.stderr == (
+        "resilient-imagen: 3000 spans could not be sent to the address in "
+        f"OTEL_EXPORTER_OTLP_{variable}ENDPOINT: is a collector there?\n"
+    )
+
+
 class Flaky(SpanExporter):
     def __init__(self) -> None:
         self.works = False
