@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from resilient_imagen._validation import shown_address
 from resilient_imagen.errors import InvalidRequestError
 from resilient_imagen.request import RequestOptions
 
@@ -89,8 +90,13 @@ def is_file(path: str | Path) -> bool:
 
 
 def _shown(reference: str) -> str:
-    """Return a reference as it may be shown: short, and without image data."""
+    """Return a reference as it may be shown: short, without image data, password and query."""
     if reference[:8].lower().startswith("data:"):
         return "a data: URL"
+    if is_text(reference):
+        try:
+            reference = shown_address(reference)
+        except ValueError:
+            return "a reference"
     short = len(reference) <= _MAX_SHOWN
     return reference if short else f"a string of {len(reference)} characters"

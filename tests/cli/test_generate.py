@@ -253,6 +253,11 @@ BAD = {
     "no such reference": (["a fox", "--ref", "no.png"], "--ref no.png: there is no such file"),
     "no path": (["a fox", "--ref", "A" * 9000], "--ref a string of 9000 characters: there is no"),
     "inner address": (["a fox", "--ref", "https://127.0.0.1/"], "https://127.0.0.1/ leads to"),
+    "password": (["a fox", "--ref", "https://me:pw@127.0.0.1/?a=b"], "https://127.0.0.1/ is an"),
+    "no address": (
+        ["a fox", "--ref", "https://me:pw/pw@host"],
+        "a reference is not a valid address",
+    ),
     "bad data": (["a fox", "--ref", "data:image/png;base64,QUFB"], "a data: URL is not an image"),
     "no picture": (["a fox", "--ref", "text.png"], "text.png is not an image of a known type"),
     "no such directory": (
