@@ -13,9 +13,8 @@ first call and stops at exit.
   logged.
 - An exception that interrupts the wait, such as KeyboardInterrupt or Celery's
   SoftTimeLimitExceeded, cancels the call, closes its connection and is raised within a second.
-- A call blocks its thread, also where an event loop is running in it: that loop is blocked
-meanwhile.
-  On the loop of this module (in a provider's method) it raises a RuntimeError.
+- A call blocks its thread, and with it an event loop that is running there. On the loop of this
+  module (in a provider's method) a call raises a RuntimeError.
 - A forked child has its own loop and clients, and does not use its parent's connections.
 - Python starts no threads once the main thread has ended: other threads have to be joined before.
 """

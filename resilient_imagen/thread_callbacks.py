@@ -1,7 +1,7 @@
 """Callbacks of a call on the background loop, called in the thread that waits for the call.
 
-What an async callback returns is awaited on an event loop of that thread; in a thread beside it, if
-a loop is running there, as in a notebook.
+The awaitable of an async callback is awaited on a new event loop in that thread, or in a separate
+thread if a loop is running there, as in a notebook.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["ProgressRelay", "start_in_caller"]
 
 def start_in_caller(on_start: OnStart, call: BackgroundCall[Any]) -> OnStart:
     """Return a callback for the loop that has `on_start` called in the thread of the call."""
-    return partial(call.do_in_caller, partial(_serve, on_start, call.ended))
+    return partial(call.do_in_caller, partial(_call_on_start, on_start, call.ended))
 
 
 class ProgressRelay:
@@ -54,10 +54,10 @@ class ProgressRelay:
     def _deliver(self) -> None:
         while not self._gave_up and (event := self._waiting.take()) is not None:
             try:
-                answer = self._on_progress(event)
-                if isawaitable(answer):
-                    _await_here(
-                        answer,
+                awaitable = self._on_progress(event)
+                if isawaitable(awaitable):
+                    _await_in_this_thread(
+                        awaitable,
                         self._call.ended,
                         name="on_progress",
                         grace=self._remaining_seconds(),
@@ -75,35 +75,35 @@ class ProgressRelay:
         return max(0.0, self._call.ended_at + SECONDS_AFTER_CALL - time.monotonic())
 
 
-def _serve(on_start: OnStart, ended: Future[None]) -> None:
-    """Call ``on_start`` here; await what it returns until that or the generation has ended."""
+def _call_on_start(on_start: OnStart, ended: Future[None]) -> None:
+    """Call ``on_start``; await its awaitable, which is cancelled if the image's call ends first."""
     returned: list[object] = []
     OnStartHook(lambda: returned.append(on_start())).fire()
-    for answer in returned:
-        if isawaitable(answer):
-            _await_here(answer, ended)
+    for awaitable in returned:
+        if isawaitable(awaitable):
+            _await_in_this_thread(awaitable, ended)
 
 
-def _await_here(
-    answer: Awaitable[object],
+def _await_in_this_thread(
+    awaitable: Awaitable[object],
     ended: Future[None],
     *,
     name: str = "on_start",
     grace: float = 0.0,
 ) -> None:
-    """Await a callback's answer in this thread, or beside it if a loop is running here.
+    """Await a callback's awaitable in this thread, or in another one if a loop is running here.
 
     Args:
-        answer: The answer; it is cancelled after its call.
+        awaitable: It is cancelled after the call.
         ended: Resolved when the call has ended.
         name: The callback's name in log lines.
-        grace: Seconds for which the answer may continue after its call.
+        grace: Seconds for which the awaitable may continue after the call.
     """
 
     def run() -> None:
         # With a factory the runner leaves the thread's current loop as it is.
         with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
-            runner.run(_beside(answer, ended, name, grace))
+            runner.run(_await_with_grace(awaitable, ended, name, grace))
 
     try:
         asyncio.get_running_loop()
@@ -117,12 +117,15 @@ def _await_here(
         thread.join()
 
 
-async def _beside(answer: Awaitable[object], ended: Future[None], name: str, grace: float) -> None:
+async def _await_with_grace(
+    awaitable: Awaitable[object], ended: Future[None], name: str, grace: float
+) -> None:
+    """Await until the awaitable is done, or cancel it ``grace`` seconds after the call's end."""
     done = asyncio.Event()
 
     async def wait() -> None:
         try:
-            await answer
+            await awaitable
         finally:
             done.set()
 

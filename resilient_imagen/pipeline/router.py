@@ -1,4 +1,4 @@
-"""Which routes there are, and which ones serve a call: the configured ones and those it names."""
+"""Router: creates the routes, configured or named by calls, and chooses those that serve a call."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ __all__ = ["Router"]
 _NAME: Final = re.compile(
     r"(?!AIza|AQ\.|ya29|sk-|eyJ)[A-Za-z0-9][\w.:@-]*(?:/[A-Za-z0-9][\w.:@-]*)*"
 )
-"""A model's name, as it may stand in an address and on a span; a key in its place is none."""
+"""A model's name, which is used in addresses and on spans. A string that looks like a key does not
+match: a caller may have passed it by mistake."""
 _MAX_NAME: Final = 200
 """Characters of a model's name."""
 _MAX_IDLE_DYNAMIC_ROUTES: Final = 32

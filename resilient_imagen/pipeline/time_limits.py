@@ -1,4 +1,4 @@
-"""Warnings about time limits: of a route that takes longer, of hangs that nobody would notice."""
+"""Warnings about time limits: below a route's usual time, or too short to detect a hang."""
 
 from __future__ import annotations
 
