@@ -109,16 +109,16 @@ def test_without_the_sdk_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("variables", "service"),
+    ("by", "variables", "service"),
     [
-        ({}, "given"),
-        ({"OTEL_SERVICE_NAME": "mine"}, "mine"),
-        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=theirs,a=b"}, "theirs"),
+        ("variable", {}, "given"),
+        ("variable", {"OTEL_SERVICE_NAME": "mine"}, "mine"),
+        ("argument", {"OTEL_SERVICE_NAME": "mine"}, "mine"),
+        ("argument", {"OTEL_RESOURCE_ATTRIBUTES": "service.name=theirs,a=b"}, "theirs"),
     ],
 )
-@pytest.mark.parametrize("by", ["variable", "argument"])
 def test_spans_arrive_under_the_right_name(
-    variables: dict[str, str], service: str, by: str
+    by: str, variables: dict[str, str], service: str
 ) -> None:
     """OTEL_SERVICE_NAME replaces the default name; both endpoint variables work."""
     with collector() as backend:

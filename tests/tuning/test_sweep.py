@@ -252,6 +252,7 @@ def test_a_sweep_tries_as_many_as_asked(flapping: Recording) -> None:
         assert "rest on what was not seen" in rest_line(found, objective)
 
 
+@pytest.mark.ci
 @pytest.mark.no_cover
 def test_the_replay_of_the_recorded_settings_gives_what_was_recorded(flapping: Recording) -> None:
     """Both columns agree in every measure, and the evidence is complete."""
@@ -361,6 +362,7 @@ def test_each_recommended_line_has_an_effect() -> None:
         assert all(each.gain > 0 for each in advice.contributions)
 
 
+@pytest.mark.ci
 @pytest.mark.no_cover
 def test_a_sweep_that_is_stopped_keeps_what_was_tried(flapping: Recording) -> None:
     """The result is about the settings that were tried until then."""
