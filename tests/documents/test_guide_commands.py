@@ -181,7 +181,7 @@ def test_commands_that_query_jaeger(shell: Shell) -> None:
         assert json.loads(shell(documented.replace(QUERY, backend.url)))["result"]["resourceSpans"]
         # The guide's service is an application's; the demo's is our own.
         printed = shell(tune.replace(QUERY, backend.url).replace("storyboards", "resilient-imagen"))
-        assert "# fast" in printed
+        assert re.search(r"google:gemini-3-pro-image: \d+ requests were recorded", printed)
 
 
 def test_files_for_prometheus_and_grafana(shell: Shell, tmp_path: Path) -> None:
