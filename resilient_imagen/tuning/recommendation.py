@@ -33,6 +33,7 @@ __all__ = [
     "judge",
     "nearly_equal",
     "score",
+    "too_slow",
 ]
 
 MISSED: Final = 600.0
@@ -236,6 +237,17 @@ WANTS: Final[Mapping[Objective, str]] = {
     Objective.STAY: "calls that leave the first route",
 }
 """What each objective has less of."""
+
+
+def too_slow(new: Metrics, old: Metrics, objective: Objective) -> str:
+    """Return a sentence if the average p95 of all draws exceeds the objective's limit."""
+    before, after = old.p95_s.value, new.p95_s.value
+    if objective is Objective.FAST or after <= before * _SLOWER:
+        return ""
+    return (
+        f"the best one has a p95 of {after:.0f} s, more than a quarter above the present"
+        f" {before:.0f} s."
+    )
 
 
 def judge(objective: Objective, gain: Estimate, held_out: float, *, changed: bool) -> str:

@@ -24,6 +24,7 @@ from resilient_imagen.tuning.recommendation import (
     is_allowed,
     judge,
     nearly_equal,
+    too_slow,
 )
 from resilient_imagen.tuning.recorded_outcomes import RecordedOutcomes
 from resilient_imagen.tuning.recorded_run import recorded_run
@@ -353,11 +354,17 @@ class _Sweeper:
         gain = gain_on_draws(own, today, objective)
         held_out = held_out_gain(list(self._seen.values()), objective, today[0])
         changed = trial.knobs != self._now
-        objection = objection or judge(objective, gain, held_out, changed=changed)
+        metrics = Metrics.of([each.whole for each in own])
+        present = Metrics.of([each.whole for each in today])
+        objection = (
+            objection
+            or judge(objective, gain, held_out, changed=changed)
+            or too_slow(metrics, present, objective)
+        )
         return Recommendation(
             objective=objective,
             trial=trial,
-            metrics=Metrics.of([each.whole for each in own]),
+            metrics=metrics,
             gain=gain,
             held_out=held_out,
             objection=objection,

@@ -15,6 +15,7 @@ from resilient_imagen import Settings
 from resilient_imagen.tuning import (
     Evaluation,
     Measures,
+    Metrics,
     Objective,
     Recorder,
     Recording,
@@ -33,6 +34,7 @@ from resilient_imagen.tuning.recommendation import (
     held_out_gain,
     judge,
     score,
+    too_slow,
 )
 from resilient_imagen.tuning.report_text import (
     advice_line,
@@ -342,6 +344,16 @@ def test_a_stray_call_a_month_earlier_changes_nothing(late: Recording) -> None:
 
 
 @pytest.mark.ci
+def test_a_setting_whose_slowest_calls_exceed_the_limit_in_other_draws_is_not_recommended() -> None:
+    """The limit holds for the average of all draws, not only for the draw that was searched."""
+    present, slower = (Metrics.of([measures(p95_s=p95)]) for p95 in (40.0, 51.0))
+    why = "the best one has a p95 of 51 s, more than a quarter above the present 40 s."
+    assert too_slow(slower, present, Objective.CHEAP) == why
+    assert too_slow(slower, present, Objective.STAY) == why
+    assert not too_slow(slower, present, Objective.FAST)
+    assert not too_slow(present, present, Objective.CHEAP)
+
+
 @pytest.mark.no_cover
 def test_each_recommended_line_has_an_effect() -> None:
     """Lines without effect are left out, and each line has its part of the gain.
