@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import suppress
 from typing import Final
 
@@ -22,6 +23,7 @@ class CallsInFlight:
     def __init__(self) -> None:
         self._calls: dict[asyncio.Timeout, asyncio.AbstractEventLoop] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._process = os.getpid()
         self._waiting: list[asyncio.Future[None]] = []
 
     def __bool__(self) -> bool:
@@ -33,11 +35,13 @@ class CallsInFlight:
 
         Args:
             timer: The time limit of the call, which `end` lets expire at once.
+
+        Raises:
+            RuntimeError: Calls of another loop that is running are in flight.
         """
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
-            self._loop = loop
-            self._drop_closed_loops()
+            self._change_loop(loop)
         return _Watched(self, timer, loop)
 
     def enter(self, timer: asyncio.Timeout, loop: asyncio.AbstractEventLoop) -> None:
@@ -71,8 +75,18 @@ class CallsInFlight:
             await asyncio.wait({drained}, timeout=_SECONDS_TO_END)
             drained.cancel()
 
-    def _drop_closed_loops(self) -> None:
-        self._calls = {timer: home for timer, home in self._calls.items() if not home.is_closed()}
+    def _change_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Drop the calls of closed loops; refuse if another loop is running, as it would hang."""
+        if self._process == os.getpid():
+            self._calls = {call: home for call, home in self._calls.items() if not home.is_closed()}
+        else:  # in a forked child, whose copies of the parent's loops do not run
+            self._calls, self._process = {}, os.getpid()
+        if any(home is not loop and home.is_running() for home in self._calls.values()):
+            raise RuntimeError(
+                "this ImageClient serves calls of another event loop, in another thread; use "
+                "resilient_imagen.sync, or one client for each loop"
+            )
+        self._loop = loop
 
     def _here(self) -> list[asyncio.Timeout]:
         loop = asyncio.get_running_loop()

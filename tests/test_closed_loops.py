@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -207,3 +209,29 @@ def test_the_shared_limiter_keeps_nothing_of_closed_loops(server: RedisServer) -
 
     assert (queue_of(client)["in_flight"], queue_of(client)["waiting"]) == (0, 0)
     assert [image() for image in images] == [None] * 6
+
+
+def test_a_client_refuses_a_second_running_loop() -> None:
+    """The call of the second loop raises at once, in place of waiting for a slot for ever."""
+    google, ended = Google(), threading.Event()
+    client = client_of(google)
+
+    def serve_elsewhere() -> None:
+        with asyncio.Runner() as runner:
+            runner.run(until_ended())
+
+    async def until_ended() -> None:
+        call = asyncio.create_task(client.generate("a lighthouse"))
+        await asyncio.to_thread(ended.wait)
+        call.cancel()
+
+    thread = threading.Thread(target=serve_elsewhere)
+    thread.start()
+    try:
+        while google.requests == 0:
+            time.sleep(0.001)
+        with pytest.raises(RuntimeError, match="serves calls of another event loop"):
+            asyncio.run(client.generate("a fox"))
+    finally:
+        ended.set()
+        thread.join()
