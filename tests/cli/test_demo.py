@@ -128,7 +128,10 @@ def test_traces_can_be_found(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("variable", ["OTEL_SDK_DISABLED=true", "OTEL_TRACES_EXPORTER=none"])
+@pytest.mark.parametrize(
+    "variable",
+    ["OTEL_SDK_DISABLED=true", pytest.param("OTEL_TRACES_EXPORTER=none", marks=pytest.mark.ci)],
+)
 @pytest.mark.usefixtures("quick")
 def test_the_environment_may_refuse_traces(
     variable: str, capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

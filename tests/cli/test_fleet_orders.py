@@ -191,6 +191,7 @@ def test_status_shows_past_orders(
     assert "history" not in json.loads(command("status --json").out)
 
 
+@pytest.mark.ci
 def test_without_a_worker_the_command_fails(command: Callable[[str], Ended]) -> None:
     """The order is stored, and the message states that no worker obeys it yet."""
     done = command("breaker open google")
@@ -258,6 +259,7 @@ def test_refusals_are_explained(
         assert (done.code, answer in done.complaint) == (1, True)
 
 
+@pytest.mark.ci
 def test_an_order_stays_in_force_without_redis_until_its_end(
     server: RedisServer, command: Callable[[str], Ended]
 ) -> None:

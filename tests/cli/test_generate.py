@@ -97,9 +97,14 @@ def test_several_images_are_numbered(capsys: Capsys, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("output", ["fox.png", "fox"])
 def test_a_directory_at_a_further_name_is_refused_before_anything_is_sent(
-    output: str, capsys: Capsys, tmp_path: Path, imagen_emulator: BackgroundEmulator
+    output: str,
+    capsys: Capsys,
+    tmp_path: Path,
+    imagen_emulator: BackgroundEmulator,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The names of all images are checked before a request."""
+    monkeypatch.setenv("IMAGE_GEN_IPM", "60000")
     (tmp_path / "fox-3.png").mkdir()
     ended = cli(capsys, "generate", "a fox", "--n", "3", "-o", output)
     assert (ended.code, ended.complaint) == (2, "fox-3.png exists and is not a file")

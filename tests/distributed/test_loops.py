@@ -103,6 +103,7 @@ def test_a_client_shares_in_each_of_two_alternating_loops(server: RedisServer) -
         loop.close()
 
 
+@pytest.mark.ci
 def test_each_child_of_a_fork_is_a_worker_of_its_own(server: RedisServer) -> None:
     """After a fork, three children are three workers and send one probe together."""
     script = SUPPORT / "fleet_forks.py"

@@ -112,7 +112,9 @@ def test_rejected_keys_of_two_workers_open_for_all() -> None:
     run_with_fake_redis(scene)
 
 
-@pytest.mark.parametrize("others", ["fresh", "on their first image", "idle for long"])
+@pytest.mark.parametrize(
+    "others", ["fresh", "on their first image", pytest.param("idle for long", marks=pytest.mark.ci)]
+)
 @pytest.mark.parametrize("reason", [Reason.CONNECTION, Reason.UNAUTHENTICATED])
 def test_workers_without_outcomes_count_for_the_quorum(others: str, reason: Reason) -> None:
     """One failing worker of eight opens its own circuit only, also if the others are idle."""

@@ -385,7 +385,7 @@ def check(
     run_guarded(run_model(made, scripts, planned_callers, closes_after))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @any_scenario
 def test_overlap_keeps_the_rules(
     routes: list[str],

@@ -285,7 +285,7 @@ ONE_CALLER = [Caller(0.0, None, None, None, "1K")]
     plans=([(HANG, 0.0, None, None)], [], []),
     planned_callers=[Caller(142.06691290343926, None, None, "another-1", "1K")],
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @any_scenario
 def test_any_settings_end_every_call(
     values: dict[str, Any], plans: Sequence[Any], planned_callers: list[Caller]

@@ -137,6 +137,7 @@ def test_console_spans_stay_off_standard_output() -> None:
     assert done.stderr.count('"name": "imagegen.generate"') == 3000
 
 
+@pytest.mark.ci
 def test_an_unreachable_collector_is_logged_once() -> None:
     """An unreachable collector gives one log line without the password, and delays nothing."""
     started = time.monotonic()

@@ -141,6 +141,7 @@ def test_contradicted_settings_are_named() -> None:
     assert "IMAGE_GEN_DEADLINE" in named
 
 
+@pytest.mark.ci
 def test_the_demos_recording_is_replayed_as_it_was(
     log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

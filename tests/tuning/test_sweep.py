@@ -355,6 +355,7 @@ def test_a_setting_whose_slowest_calls_exceed_the_limit_in_other_draws_is_not_re
 
 
 @pytest.mark.no_cover
+@pytest.mark.ci
 def test_each_recommended_line_has_an_effect() -> None:
     """Lines without effect are left out, and each line has its part of the gain.
 
