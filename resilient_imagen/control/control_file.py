@@ -144,8 +144,7 @@ class ControlFile:
     Args:
         path: The file.
         deliver: Called on the running event loop with orders, and the seconds until each ends.
-        report: Called there afterwards; returns the known serials, each with `ok` or the code of a
-            refusal.
+        report: Called there afterwards; returns the fields of the answer, as `Controller.report`.
         warn: Called there with a code and a message if a file cannot be read or written.
     """
 
@@ -153,7 +152,7 @@ class ControlFile:
         self,
         path: Path,
         deliver: Callable[[list[tuple[Order, float]]], None],
-        report: Callable[[], Mapping[int, str]],
+        report: Callable[[], Mapping[str, Mapping[int, str]]],
         warn: Callable[[str, str], None],
     ) -> None:
         self._path = path
@@ -166,7 +165,7 @@ class ControlFile:
         self._seen: object = None
         """Identifies the content that was delivered to the current loop."""
         self._problems: set[str] = set()
-        self._answer: tuple[int, Mapping[int, str]] = (0, {})
+        self._answer: tuple[int, Mapping[str, Mapping[int, str]]] = (0, {"orders": {}})
         """The highest serial that was delivered, and the report that followed."""
         self._unwritten: str | None = None
         """The cause for which answers cannot be written; reported once, when there are orders."""

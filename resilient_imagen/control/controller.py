@@ -33,6 +33,10 @@ ACTS_WITHIN: Final = 60
 _MAX_REFUSALS: Final = 100
 """Number of refused orders that are remembered, so that each is reported once."""
 _MAX_WARNINGS: Final = 100
+_MAX_CAUSES: Final = 5
+"""Number of refusals that are reported with their cause; each heartbeat transports these."""
+_OWN_CAUSES: Final = frozenset({"no_route", "invalid"})
+"""Codes of refusals whose causes depend on the client's routes and settings."""
 _LONGEST: Final = 255
 """Characters of the orders on a span: some of Jaeger's stores do not search longer values."""
 
@@ -143,11 +147,18 @@ class Controller:
                 self._warn_once(f"a stored order is not valid: {error}")
         self.receive(((order, (order.ends_at - now) / 1e6) for order in found), namespace)
 
-    def report(self) -> dict[int, str]:
-        """Return the known serials with ``ok``, or with the code of the refusal."""
-        obeyed = {each.order.serial: "ok" for each in self._book}
+    def report(self) -> dict[str, dict[int, str]]:
+        """Return the fields of this client's report, ready for JSON.
+
+        ``orders`` has the known serials with ``ok``, or with the code of the refusal. ``causes``
+        has the causes of the latest refusals that depend on this client's routes and settings.
+        """
+        codes = {each.order.serial: "ok" for each in self._book}
         refused = {**self._refusals, **self._unfit}
-        return {**obeyed, **{serial: each.code for serial, each in refused.items()}}
+        codes.update({serial: each.code for serial, each in refused.items()})
+        own = sorted(serial for serial, each in refused.items() if each.code in _OWN_CAUSES)
+        causes = {serial: safe(refused[serial].message) for serial in own[-_MAX_CAUSES:]}
+        return {"orders": codes, "causes": causes} if causes else {"orders": codes}
 
     def snapshot(self) -> ControlSnapshot:
         """Return the orders that have an effect, as plain JSON."""

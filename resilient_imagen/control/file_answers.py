@@ -51,20 +51,19 @@ class AnswerFile:
         self._written = b""
         _held.add(self)
 
-    def write(self, known: int, orders: Mapping[int, str]) -> None:
+    def write(self, known: int, report: Mapping[str, Mapping[int, str]]) -> None:
         """State the answers. Does nothing if they are as before.
 
         Args:
             known: The highest serial that was read.
-            orders: By serial: ``ok``, or the code of the refusal.
+            report: The other fields, as ``Controller.report`` returns them.
 
         Raises:
             OSError: The file cannot be written or locked.
         """
         if self._file is None or not os.fstat(self._file.fileno()).st_nlink:  # it was removed
             self._open()
-        answer = {"known": known, "orders": {str(key): code for key, code in orders.items()}}
-        text = json.dumps(answer).encode()
+        text = json.dumps({"known": known, **report}).encode()
         if self._file is not None and text != self._written:
             self._file.seek(0)
             self._file.write(text)

@@ -20,6 +20,7 @@ from resilient_imagen.distributed import order_call
 from resilient_imagen.distributed.fleet_status import without_account
 from resilient_imagen.distributed.order_board import open_board
 from resilient_imagen.errors import ConfigurationError
+from resilient_imagen.telemetry.sanitize import safe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -35,6 +36,8 @@ _WAITS: Final = 6.0
 _CONNECTS: Final = 5.0
 _PAUSE: Final = 0.05
 _TRIES: Final = 5
+_MAX_CAUSES: Final = 5
+"""Number of causes in an answer; forged reports may contain any number."""
 _CODES: Final = {
     "off": "IMAGE_GEN_CONTROL is off",
     "unsigned": "the signature does not match their IMAGE_GEN_CONTROL_SECRET",
@@ -84,15 +87,27 @@ class SharedOrder:
     @property
     def answer(self) -> str:
         """A sentence with the number of workers that obey, and the causes of the others."""
-        codes = Counter(self.codes.values())
-        total, obeys, lag = codes.total(), codes.pop("ok", 0), codes.pop(None, 0)
+        codes = list(self.codes.values())
+        total, obeys, lag = len(codes), codes.count("ok"), codes.count(None)
         if not total:
             return "no worker is connected"
-        others = [f"{n} not: {_CODES.get(code or '', 'refused')}" for code, n in codes.items()]
+        causes = Counter(map(self._cause, self.reports, codes))
+        del causes[None]
+        shown = causes.most_common(_MAX_CAUSES)
+        others = [f"{n} not: {cause}" for cause, n in shown]
+        if more := causes.total() - sum(n for _, n in shown):
+            others.append(f"{more} not, for other causes")
         if lag:
             others.append(f"{lag} without an answer yet")
         are = "worker obeys" if total == 1 else "workers obey"
         return "; ".join([f"{obeys} of {total} {are}", *others])
+
+    def _cause(self, report: WorkerReport, code: str | None) -> str | None:
+        """Return why a worker does not obey, in its own words if it reported any, else None."""
+        if code in {"ok", None}:
+            return None
+        own = report.causes.get(self.order.serial)
+        return _CODES.get(code or "", "refused") if own is None else safe(own)
 
     def to_json(self) -> dict[str, Any]:
         """Return the order and the answer of each worker, as plain JSON, without its signature."""

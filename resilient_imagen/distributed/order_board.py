@@ -42,6 +42,8 @@ class WorkerReport(NamedTuple):
     """The serial up to which it has read the orders."""
     orders: Mapping[int, str]
     """By serial: `ok`, or the code of the refusal."""
+    causes: Mapping[int, str]
+    """By serial: the cause of a refusal, in the worker's words; not from older versions."""
 
 
 class Board(NamedTuple):
@@ -148,13 +150,17 @@ async def open_board(address: Address, seconds: float = _TIMEOUT) -> AsyncIterat
 
 
 def parse_report(worker: str, text: bytes, silent_s: float) -> WorkerReport:
-    """Return the report in a stored text; without orders if the text is damaged."""
+    """Return the report in a stored text; without orders if the text is damaged.
+
+    Versions of this library share the format. It may get more fields; readers ignore unknown ones.
+    """
     try:
         found = json.loads(text)
         orders = {int(serial): str(code) for serial, code in found["orders"].items()}
-        return WorkerReport(worker, silent_s, int(found["known"]), orders)
+        causes = {int(serial): str(cause) for serial, cause in found.get("causes", {}).items()}
+        return WorkerReport(worker, silent_s, int(found["known"]), orders, causes)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return WorkerReport(worker, silent_s, 0, {})  # damaged, or of another version
+        return WorkerReport(worker, silent_s, 0, {}, {})  # damaged, or of another version
 
 
 def _text(stored: bytes) -> str:

@@ -75,7 +75,7 @@ class SharedOrders:
         coordinator: The connection to Redis.
         deliver: Called on the loop with the texts of all stored orders, and the server's time in
             microseconds since 1970.
-        report: Returns the known serials, each with `ok` or the code of a refusal.
+        report: Returns the fields of the worker's report, ready for JSON: see `parse_report`.
     """
 
     resource = "orders"
@@ -85,7 +85,7 @@ class SharedOrders:
         self,
         coordinator: RedisCoordinator,
         deliver: Callable[[list[str], int], None],
-        report: Callable[[], Mapping[int, str]],
+        report: Callable[[], Mapping[str, Mapping[int, str]]],
     ) -> None:
         self._coordinator = coordinator
         self._deliver = deliver
@@ -116,8 +116,7 @@ class SharedOrders:
         return [self._check_in(leaving=True)]
 
     def _check_in(self, *, leaving: bool = False) -> ScriptCall:
-        codes = {str(serial): code for serial, code in self._report().items()}
-        self._reported = json.dumps({"known": self._known, "orders": codes})
+        self._reported = json.dumps({"known": self._known, **self._report()})
         arguments = {
             "worker": self._coordinator.worker,
             "report": self._reported,

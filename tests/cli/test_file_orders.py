@@ -84,8 +84,14 @@ def test_a_command_waits_until_all_processes_have_answered(
 @pytest.mark.parametrize(
     ("line", "answer"),
     [
-        ("breaker open googel", "0 of 1 worker obeys; 1 not: no such route"),
-        ("settings set IMAGE_GEN_BREAKER_RESET_TIMEOUT=9000", "1 not: the value contradicts"),
+        (
+            "breaker open googel",
+            "0 of 1 worker obeys; 1 not: no such route; routes are google:gemini-3-pro-image, ",
+        ),
+        (
+            "settings set IMAGE_GEN_BREAKER_RESET_TIMEOUT=9000",
+            "1 not: IMAGE_GEN_BREAKER_RESET_MAX must not be less than IMAGE_GEN_BREAKER_RESET_TIME",
+        ),
         ("breaker close openai", "1 not: forced open by their own settings"),
     ],
 )

@@ -38,7 +38,7 @@ def test_only_answers_of_ended_processes_are_removed(control_file: Path, folder:
     (folder / "host-19-0a1b2c").mkdir()
     os.mkfifo(folder / "host-20-0a1b2c")
     running = AnswerFile(control_file)
-    running.write(7, {7: "ok"})
+    running.write(7, {"orders": {7: "ok"}})
     (found,) = read_answers(control_file)
     assert (found.known, found.orders) == (7, {7: "ok"})
     left = {each.name for each in folder.iterdir()} - {found.worker}
@@ -57,7 +57,7 @@ def test_a_folder_that_is_a_link_is_refused(
     link = control_file.with_name("control.json.answers")
     link.symlink_to(other)
     with pytest.raises(OSError, match="is a symbolic link"):
-        AnswerFile(control_file).write(0, {})
+        AnswerFile(control_file).write(0, {"orders": {}})
     done: Ended = cli(capsys, "breaker", "open", "google", "--control-file", control_file)
     assert done.code == 1
     assert (

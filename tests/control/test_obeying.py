@@ -442,12 +442,12 @@ def test_a_suspended_order_does_not_affect_others() -> None:
         assert (breaker.config.reset_max, breaker.config.reset_timeout) == (600, 60)
         assert orders(client) == []
         assert client._control.in_force is None
-        assert client._control.report()[timeout.serial] == "invalid"
+        assert client._control.report()["orders"][timeout.serial] == "invalid"
         client.obey(setting("BREAKER_FAIL_MAX", "7", 600))
         assert breaker.config.fail_max == 7
         client.obey(setting("BREAKER_RESET_MAX", "3000", 600))
         assert (breaker.config.reset_max, breaker.config.reset_timeout) == (3000, 1000)
-        assert client._control.report()[timeout.serial] == "ok"
+        assert client._control.report()["orders"][timeout.serial] == "ok"
         assert len(orders(client)) == 3
 
     run_scenario(scene)

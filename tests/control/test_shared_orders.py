@@ -16,8 +16,10 @@ from fleet_kit import run_with_fake_redis
 
 from resilient_imagen import ImageClient, Reason, Settings, client
 from resilient_imagen.control import Order
+from resilient_imagen.control.fleet import SharedOrder
 from resilient_imagen.control.issue import issued
 from resilient_imagen.distributed import order_call
+from resilient_imagen.distributed.order_board import parse_report
 from resilient_imagen.distributed.shared_orders import history_key, order_keys
 from resilient_imagen.telemetry.events import OperatorWarning, OrderApplied, OrderEnded
 from resilient_imagen.testing import FakeProvider, RecordingSink
@@ -487,6 +489,46 @@ def test_an_invalid_order_is_reported_with_its_cause() -> None:
             assert len(worker.warnings) == 2
 
     run(scene, 2)
+
+
+def test_reports_of_other_versions_and_forged_causes_are_read() -> None:
+    """Older versions report codes only. Causes are printed in one line, without keys, and only the
+    most frequent ones.
+    """
+    order = Order(action="open", target="googel", ttl=60, by="ops", serial=7)
+    key = "sk-proj-" + "a1B2" * 12
+    reports = [
+        {"known": 7, "orders": {"7": "no_route"}},
+        *[{"known": 7, "orders": {"7": "no_route"}, "causes": {"7": "no\nkey " + key}}] * 3,
+        *(
+            {"known": "7", "orders": {"7": "invalid"}, "causes": {"7": f"{number} " * 500}}
+            for number in range(20)
+        ),
+        {"known": 7, "orders": {"7": "ok"}, "causes": "damaged"},
+    ]
+    found = [parse_report(str(n), json.dumps(each).encode(), 0) for n, each in enumerate(reports)]
+    answer = SharedOrder(order, 60, found).answer
+    assert answer.startswith("0 of 25 workers obey; 3 not: no key [")
+    assert "; 1 not: no such route; " in answer
+    assert answer.endswith("; 17 not, for other causes; 1 without an answer yet")
+    assert key not in answer
+    assert len(answer) < 1500
+
+
+def test_only_the_latest_causes_are_reported() -> None:
+    """A heartbeat stays small after many refusals."""
+
+    async def scene(made: Fleet) -> None:
+        for number in range(20):
+            order = made.give("open", f"googel-{number}")
+        await asyncio.sleep(CHECK_IN)
+        (report,) = made.redis.store.hashes[order_keys(ADDRESS)[1]].values()
+        found = json.loads(report)
+        assert len(found["orders"]) == 20
+        assert len(found["causes"]) == 5
+        assert f"routes are {GOOGLE}, " in found["causes"][str(order.serial)]
+
+    run(scene, 1)
 
 
 def test_workers_with_control_off_report_it() -> None:
