@@ -207,6 +207,8 @@ class ControlFile:
             return False
         try:
             orders, problems = read_orders(self._path)
+            if not orders and not (folder := self._path.resolve().parent).is_dir():
+                problems = [f"the folder {folder} does not exist; orders are read once it does"]
         except OSError as error:
             orders, problems = [], [f"cannot be read ({type(error).__name__})"]
             seen = None  # read again: the cause may end without a change of the file

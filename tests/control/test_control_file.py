@@ -99,6 +99,24 @@ def test_a_process_obeys_a_file_that_appears_later(path: Path) -> None:
     asyncio.run(main())
 
 
+def test_a_missing_folder_is_reported_once(tmp_path: Path) -> None:
+    """The variable may be mistyped. A process obeys the file if its folder is created later."""
+    path = tmp_path / "missing" / "control.json"
+
+    async def main() -> None:
+        client, sink = opened(path)
+        async with client:
+            await client.warm_up()
+            await until(lambda: warnings(sink))
+            path.parent.mkdir()
+            write_order(path, issue(order("open", "google")))
+            await until(lambda: state(client) == "forced_open")
+            (warned,) = warnings(sink)
+            assert f"IMAGE_GEN_CONTROL_FILE: the folder {path.parent} does not exist" in warned
+
+    asyncio.run(main())
+
+
 def test_successive_loops_obey_one_file(path: Path) -> None:
     """The next loop obeys an order that was written between the loops, and later changes."""
     client, _ = opened(path)
