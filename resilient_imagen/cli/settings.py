@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["settings"]
 
+_BORDERS: Final = 5
+"""Half of the characters that borders take of a line of the table."""
 _LIMIT: Final = re.compile(r"IMAGE_GEN_([A-Z0-9_]+)_(?:IPM|MAX_CONCURRENT|TIMEOUT)")
 
 
@@ -92,9 +94,7 @@ def _check(variable: str, value: str | None) -> None:
 
 
 def _show(redis_url: str | None, control_file: Path | None, *, as_json: bool) -> None:
-    from rich.table import Table
-
-    from resilient_imagen.cli.terminal import Console, echo_json
+    from resilient_imagen.cli.terminal import echo_json, folding_table, table_console
 
     place, found = open_place(redis_url, control_file)
     orders = [] if place is None else place.read()
@@ -107,12 +107,14 @@ def _show(redis_url: str | None, control_file: Path | None, *, as_json: bool) ->
             [dict(zip(names, (name, *row), strict=True)) for name, row in rows.items()], indent=2
         )
         return
-    console = Console()
+    console = table_console()
     nowhere = "no orders: neither Redis nor a control file is set"
     shown = nowhere if place is None else f"orders of {place.shown}"
     console.print(f"Settings of this environment, {shown}", soft_wrap=True)
-    table = Table("variable", "value", "source")
-    table.columns[0].no_wrap = True
+    table = folding_table("variable", "value", "source")
+    # Half of the line, so that long values do not cause names of variables to be folded.
+    half = max(1, console.width // 2 - _BORDERS)
+    table.columns[0].width = min(half, max(map(len, rows)))
     for variable, row in rows.items():
         table.add_row(variable, *row)
     console.print(table)

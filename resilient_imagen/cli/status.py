@@ -7,7 +7,6 @@ import time
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from resilient_imagen.cli.orders import (
@@ -17,11 +16,14 @@ from resilient_imagen.cli.orders import (
     span,
     warn_of_distrusted,
 )
-from resilient_imagen.cli.terminal import Console, echo_json
+from resilient_imagen.cli.terminal import echo_json, folding_table, table_console
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from rich.table import Table
+
+    from resilient_imagen.cli.terminal import Console
     from resilient_imagen.control.fleet import PastOrder, SharedOrder, StoredOrders
     from resilient_imagen.distributed.fleet_status import FleetStatus, RouteStatus
 
@@ -59,7 +61,7 @@ def status(
             document["history"] = [each.to_json() for each in stored.history]
         echo_json(document, indent=2)
         return
-    console = Console()
+    console = table_console()
     console.print(f"Redis at {view.redis}, keys {view.namespace}:*", soft_wrap=True)
     for each in stored.orders:
         console.print(_sentence(each), soft_wrap=True)
@@ -127,11 +129,12 @@ def _past_sentence(past: PastOrder) -> str:
 
 
 def _routes(view: FleetStatus, stored: StoredOrders, steps: Mapping[str, str]) -> Table:
-    table = Table("route", "state", "for", "why", "in a row", "window", "probes", "workers")
     # Steps that a route shares with other accounts by this machine's settings.
     shared = [steps.get(route.name) for route in view.routes]
-    if any(shared):
-        table.add_column("step")
+    more = ["step"] if any(shared) else []
+    table = folding_table(
+        "route", "state", "for", "why", "in a row", "window", "probes", "workers", *more
+    )
     for route, step in zip(view.routes, shared, strict=True):
         table.add_row(
             route.route,
@@ -142,7 +145,7 @@ def _routes(view: FleetStatus, stored: StoredOrders, steps: Mapping[str, str]) -
             f"{route.window_failures}/{route.window_calls}",
             str(route.probes),
             str(route.workers),
-            *([step or ""] if any(shared) else []),
+            *([step or ""] if more else []),
         )
     return table
 

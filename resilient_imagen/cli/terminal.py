@@ -8,12 +8,14 @@ read square brackets in it as markup.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import unicodedata
 from typing import TYPE_CHECKING, Any, Final
 
 import rich.console
 import typer
+from rich.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,12 +24,23 @@ if TYPE_CHECKING:
     from rich.segment import Segment
     from rich.text import Text
 
-__all__ = ["Console", "accept_any_text", "echo", "echo_json", "one_line", "printable"]
+__all__ = [
+    "Console",
+    "accept_any_text",
+    "echo",
+    "echo_json",
+    "folding_table",
+    "one_line",
+    "printable",
+    "table_console",
+]
 
 _UNSAFE: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode categories: control (escape, C1), format (bidi overrides), surrogates, separators."""
 _KEPT: Final = frozenset("\n\t\u200c\u200d")
 """The joiners, of category Cf, are part of Persian, Hindi and emoji spelling."""
+_NO_LIMIT: Final = 1_000_000
+"""Characters of a line, more than any table has."""
 _LONGEST: Final = 2_000
 """Maximum characters of a line of untrusted text; further ones are counted."""
 
@@ -89,6 +102,25 @@ class Console(rich.console.Console):
         """Make text safe that comes in rich's own classes and so never was a string here."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+def table_console() -> Console:
+    """Return a console for tables.
+
+    In a pipe without COLUMNS its width has no limit, so that each row is one line.
+    """
+    console = Console()
+    if not console.file.isatty() and not os.environ.get("COLUMNS"):
+        console.width = _NO_LIMIT
+    return console
+
+
+def folding_table(*columns: str) -> Table:
+    """Return a table that shows all of its text: long names are folded instead of cut off."""
+    table = Table()
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    return table
 
 
 def _escaped(sign: str) -> str:

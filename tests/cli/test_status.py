@@ -18,15 +18,13 @@ from resilient_imagen.testing import FakeProvider
 pytestmark = pytest.mark.redis
 
 
-def share_an_outage(url: str, account: str = "") -> None:
+def share_an_outage(url: str, account: str = "", routes: str = "google:pro,openai:flare") -> None:
     """Let Google serve once and then fail until its circuit opens; OpenAI serves."""
 
     async def main() -> None:
         google, openai = FakeProvider("google", latency=0), FakeProvider("openai", latency=0)
         google.endpoint = Endpoint("google", account=account)
-        settings = Settings(
-            redis_url=url, routes="google:pro,openai:flare", max_retries=0, ipm=60_000
-        )
+        settings = Settings(redis_url=url, routes=routes, max_retries=0, ipm=60_000)
         async with ImageClient(settings, providers=[google, openai]) as client:
             await client.generate("a lighthouse")
             google.fail(Reason.OVERLOADED, status=503, latency=0)
@@ -52,6 +50,31 @@ def test_every_route_is_shown_as_the_fleet_sees_it(server: RedisServer, tmp_path
     assert google["openings_in_a_row"] == 1
     assert (openai["state"], openai["left_s"]) == ("closed", 0)
     assert {pace["provider"] for pace in printed["paces"]} == {"google", "openai"}
+
+
+@pytest.mark.parametrize("command", [("status",), ("settings", "show")])
+def test_tables_show_all_of_their_text(
+    command: tuple[str, ...], server: RedisServer, tmp_path: Path
+) -> None:
+    """Eighty columns fold long names. In a pipe, where no width is known, rows are not folded."""
+    routes = "google:gemini-3-pro-image,openai:gpt-image-2.5-flare"
+    share_an_outage(server.url, "3f2a9c1d", routes)
+    env = {"IMAGE_GEN_REDIS_URL": server.url, "IMAGE_GEN_ROUTES": routes}
+    narrow = run(*command, cwd=tmp_path, env={**env, "COLUMNS": "80"})
+    wide = run(*command, cwd=tmp_path, env={**env, "COLUMNS": ""})
+    assert (narrow.returncode, wide.returncode) == (0, 0)
+    assert "…" not in narrow.stdout + wide.stdout
+    assert all(len(line) <= 80 for line in narrow.stdout.splitlines() if "│" in line)
+    names = routes.split(",") if command[0] == "status" else [routes, "IMAGE_GEN_REDIS_URL"]
+    for name in names:
+        assert name in wide.stdout
+        assert name in folded(narrow.stdout)
+
+
+def folded(table: str) -> str:
+    """Return the text of a table's columns, each cell without its line breaks."""
+    rows = [line.strip("│").split("│") for line in table.splitlines() if line.startswith("│")]
+    return "\n".join("".join(map(str.strip, column)) for column in zip(*rows, strict=True))
 
 
 def test_steps_with_several_accounts_are_named(server: RedisServer, tmp_path: Path) -> None:
