@@ -124,8 +124,8 @@ def _past_sentence(past: PastOrder) -> str:
     given = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(order.serial / 1e6))
     lasts = f" for {span(order.ttl)}" if order.lasts else ""
     why = f" ({order.why})" if order.why else ""
-    ignored = "" if past.is_trusted else "; ignored: not signed with IMAGE_GEN_CONTROL_SECRET"
-    return f"{given} {order.by}: {order}{lasts}{why}{ignored}"
+    unsigned = "" if past.is_trusted else "; not signed with the secret of this shell"
+    return f"{given} {order.by}: {order}{lasts}{why}{unsigned}"
 
 
 def _routes(view: FleetStatus, stored: StoredOrders, steps: Mapping[str, str]) -> Table:

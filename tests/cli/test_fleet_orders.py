@@ -164,8 +164,10 @@ def test_the_state_in_status_is_that_of_the_order_in_force(
 def test_status_shows_past_orders(
     server: RedisServer, command: Callable[[str], Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Past orders are printed with author, time and reason, including those that no worker
-    trusted.
+    """Past orders are printed with author, time and reason.
+
+    Those with another signature than the shell's secret gives are marked: workers without a secret
+    obeyed them nevertheless.
     """
     assert "No order was given within a week." in command("status --history").out
     monkeypatch.setattr("resilient_imagen.cli.orders._author", lambda: "ana")
@@ -174,13 +176,12 @@ def test_status_shows_past_orders(
         monkeypatch.setenv("IMAGE_GEN_CONTROL_SECRET", SECRET)
         command("breaker open google --for 2h --why incident")
         command("breaker reset google")
-    unsigned = "not signed with IMAGE_GEN_CONTROL_SECRET"
     shown = command("status --history").out.partition("Orders of the last week, ")[2].splitlines()
     assert shown[0] == "the latest first:"
     assert [line[20:] for line in shown[1:]] == [
         "ana: breaker reset google",
         "ana: breaker open google for 2 h (incident)",
-        f"ana: breaker open openai for 30 min (forged); ignored: {unsigned}",
+        "ana: breaker open openai for 30 min (forged); not signed with the secret of this shell",
     ]
     assert time.strptime(shown[1][:19], "%Y-%m-%d %H:%M:%S")
     history = json.loads(command("status --history --json").out)["history"]
