@@ -123,10 +123,10 @@ class _File(NamedTuple):
         from resilient_imagen.control.control_file import NAMESPACE, read_orders
         from resilient_imagen.control.issue import distrusted, in_force, trusted
 
-        orders, problems = read_orders(self.path)
-        if problems:
-            raise CommandError(f"{self.path}: {problems[0]}")
-        now = time.time_ns() // 1000
+        found = read_orders(self.path)
+        if found.problems:
+            raise CommandError(found.complaint(self.path))
+        orders, now = found.orders, time.time_ns() // 1000
         warn_of_distrusted(distrusted(orders, self.secret, NAMESPACE, now))
         return in_force(trusted(orders, self.secret, NAMESPACE), now)
 

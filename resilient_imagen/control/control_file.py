@@ -45,6 +45,14 @@ class FileContent(NamedTuple):
     problems: list[str]
     """Descriptions of the parts that could not be read."""
 
+    def complaint(self, path: Path) -> str:
+        """Return a message for the operator about the first problem of the file at a path."""
+        return (
+            f"{path}: {self.problems[0]}; correct or delete the file: running processes keep the "
+            "orders that they have read until these end, and processes that start later do not "
+            "know them"
+        )
+
 
 def read_orders(path: Path) -> FileContent:
     """Read a control file; a file that does not exist has no orders.
@@ -101,9 +109,10 @@ def write_order(
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)  # concurrent commands must not lose each other's orders
-        known, problems = read_orders(path)
-        if problems:
-            raise ConfigurationError(f"{path}: {problems[0]}")
+        found = read_orders(path)
+        if found.problems:
+            raise ConfigurationError(found.complaint(path))
+        known = found.orders
         now = time.time_ns() // 1000
         order = issue(known, now)
         unsigned = [each for each in known if not each.signature]
@@ -224,7 +233,7 @@ class ControlFile:
     def _hand_over(self, orders: list[tuple[Order, float]], problems: list[str]) -> None:
         for problem in problems:
             if problem not in self._problems:
-                self._warn("control_file", f"IMAGE_GEN_CONTROL_FILE: {problem}")
+                self._warn("control_file", f"IMAGE_GEN_CONTROL_FILE: {self._path}: {problem}")
         self._problems = set(problems)
         self._deliver(orders)
         # An order of the future is not obeyed, and must not make later orders count as read.

@@ -209,12 +209,18 @@ def test_a_named_pipe_is_rejected_as_control_file(
     assert (done.code, f"{path}: is not a regular file" in done.complaint) == (1, True)
 
 
-def test_a_damaged_file_is_not_overwritten(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It may contain orders of another version."""
+@pytest.mark.parametrize("command", ["breaker open google", "settings show"])
+def test_a_damaged_file_is_not_overwritten(
+    command: str, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may contain orders of another version. The message states what its deletion changes."""
     path.write_text("{}")
-    done = cli(capsys, "breaker", "open", "google", "--control-file", path)
+    done = cli(capsys, *command.split(), "--control-file", path)
     assert (done.code, path.read_text()) == (2, "{}")
-    assert 'the file must be JSON: {"orders": [...]}' in done.complaint
+    assert (
+        f'{path}: the file must be JSON: {{"orders": [...]}}; correct or delete' in done.complaint
+    )
+    assert "running processes keep the orders that they have read" in done.complaint
 
 
 def test_a_missing_folder_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,7 +112,7 @@ def test_a_missing_folder_is_reported_once(tmp_path: Path) -> None:
             write_order(path, issue(order("open", "google")))
             await until(lambda: state(client) == "forced_open")
             (warned,) = warnings(sink)
-            assert f"IMAGE_GEN_CONTROL_FILE: the folder {path.parent} does not exist" in warned
+            assert f"FILE: {path}: the folder {path.parent} does not exist" in warned
 
     asyncio.run(main())
 
@@ -265,7 +265,34 @@ def test_a_damaged_file_is_reported_once(content: bytes, problem: str, path: Pat
             rewrite(path, [order("open", "google")])
             await until(lambda: state(client) == "forced_open")
             (warned,) = warnings(sink)
-            assert warned.startswith(f"IMAGE_GEN_CONTROL_FILE: {problem}")
+            assert warned.startswith(f"IMAGE_GEN_CONTROL_FILE: {path}: {problem}")
+
+    asyncio.run(main())
+
+
+def test_a_deleted_file_ends_no_order(path: Path) -> None:
+    """A process keeps its orders when the file is damaged, and when it is then deleted. A process
+    that starts later does not know them.
+    """
+    delete = path.unlink
+
+    async def main() -> None:
+        write_order(path, issue(order("open", "google")))
+        client, sink = opened(path)
+        async with client:
+            await client.warm_up()
+            await until(lambda: state(client) == "forced_open")
+            rewrite(path, b"{}")
+            await until(lambda: warnings(sink))
+            delete()
+            write_order(path, issue(order("set", "IMAGE_GEN_IPM", value="7")))
+            await until(lambda: client._control.effective.ipm == 7)
+            assert state(client) == "forced_open"
+            later, _ = opened(path)
+            async with later:
+                await later.warm_up()
+                await until(lambda: later._control.effective.ipm == 7)
+                assert state(later) == "closed"
 
     asyncio.run(main())
 
@@ -287,7 +314,7 @@ def test_a_file_that_cannot_be_read_is_retried(path: Path, monkeypatch: pytest.M
         async with client:
             await client.warm_up()
             await until(lambda: state(client) == "forced_open")
-            assert warnings(sink) == ["IMAGE_GEN_CONTROL_FILE: cannot be read (OSError)"]
+            assert warnings(sink) == [f"IMAGE_GEN_CONTROL_FILE: {path}: cannot be read (OSError)"]
 
     asyncio.run(main())
 
