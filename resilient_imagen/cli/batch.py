@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen import AllProvidersFailedError, CircuitOpenError, ImageGenerationError
 from resilient_imagen.circuitbreaker.open_period import is_fatal
+from resilient_imagen.cli.batch_calls import BatchCalls
 from resilient_imagen.cli.batch_journal import open_journal
 from resilient_imagen.cli.batch_prompts import read_prompts
 from resilient_imagen.cli.client_session import open_client
@@ -86,7 +87,8 @@ async def run_batch(
 class Batch:
     """One run: its rows, and what stopped it.
 
-    A stop starts no further requests. Those that were sent are paid for, so the run waits for them.
+    A stop starts no further requests. Those that were sent are paid for, so the run waits for them
+    until their time limit.
     """
 
     def __init__(self, client: ImageClient, journal: Journal) -> None:
@@ -96,7 +98,8 @@ class Batch:
         # Enough to keep every provider busy; more would only hold references in memory.
         self._slots = asyncio.Semaphore(client.settings.max_concurrent * len(providers))
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._unsent: dict[str, asyncio.Task[None]] = {}
+        self._calls = BatchCalls(client.settings.falls_back_on)
+        client.add_sink(self._calls)
         self.entries: list[Entry] = []
         """Outcomes in the order in which the rows ended."""
         self.stopped: str | None = None
@@ -107,7 +110,6 @@ class Batch:
     async def run(self, rows: Sequence[PromptRow]) -> None:
         """Request the images of all rows, until all ended or something stops the run."""
         self._tasks = {row.id: asyncio.create_task(self._make(row)) for row in rows}
-        self._unsent = self._tasks.copy()
         with self._handled_signals():
             outcomes = await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         for bug in outcomes:
@@ -128,11 +130,8 @@ class Batch:
                 warn(f"{len(self.entries)}/{len(self._tasks)} {_described(row, entry)}")
 
     async def _outcome(self, row: PromptRow) -> Entry:
-        def note_sent() -> None:
-            del self._unsent[row.id]
-
         try:
-            result = await row.spec.place(self._client, note_sent)
+            result = await row.spec.place(self._client)
         except ImageGenerationError as error:
             if self._is_fatal(error):
                 self._stop(advised(str(error), error))
@@ -152,10 +151,14 @@ class Batch:
             return breaker.snapshot()["why"]
         return error.reason
 
-    def _stop(self, why: str) -> None:
+    def _stop(self, why: str) -> int:
+        """Drop the rows without a request in flight; return the number of the others."""
         self.stopped = self.stopped or why
-        for task in self._unsent.values():
-            task.cancel()
+        going_on = self._calls.stop()
+        for task in self._tasks.values():
+            if task not in going_on:
+                task.cancel()
+        return len(going_on)
 
     @contextmanager
     def _handled_signals(self) -> Iterator[None]:
@@ -174,8 +177,11 @@ class Batch:
     def _on_signal(self, number: signal.Signals) -> None:
         if self.signal is None:
             self.signal = number
-            warn("finishing what was sent, as it is paid for; Ctrl-C or SIGTERM now drops it")
-            self._stop(number.name)
+            calls = self._stop(number.name)
+            warn(
+                f"finishing what was sent, as it is paid for: {calls} call{'s' * (calls != 1)} "
+                "under way; Ctrl-C or SIGTERM now drops it"
+            )
         elif number != signal.SIGHUP:  # a terminal that closes sends it more than once
             for task in self._tasks.values():
                 task.cancel()

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from resilient_imagen import ImageClient, ImageResult
-    from resilient_imagen.pipeline.on_start import OnStart
     from resilient_imagen.request import AspectRatio, Resolution
 
 __all__ = ["ImageSpec", "is_file", "is_text", "missing_file"]
@@ -43,7 +42,7 @@ class ImageSpec:
     mask: str | None = None
     """Path of a mask: the only reference is edited."""
 
-    async def place(self, client: ImageClient, on_start: OnStart | None = None) -> ImageResult:
+    async def place(self, client: ImageClient) -> ImageResult:
         """Request the image.
 
         Raises:
@@ -55,7 +54,6 @@ class ImageSpec:
             "resolution": self.resolution,
             "model": self.model,
             "deadline": self.deadline,
-            "on_start": on_start,
             **self.options,
         }
         try:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
-from batch_kit import COMMAND, QUICK, asked, journal, prepare, scenes, write
+from batch_kit import COMMAND, QUICK, asked, journal, prepare, run_rows, scenes, write
 from cli_kit import run, started
 
+from resilient_imagen.cli.batch import Batch
+from resilient_imagen.cli.batch_prompts import PromptRow, read_prompts
+from resilient_imagen.cli.image_spec import ImageSpec
 from resilient_imagen.emulator import BackgroundEmulator, faults
+from resilient_imagen.reasons import Reason
+from resilient_imagen.testing import FakeProvider
 
 pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]
 
@@ -45,7 +52,7 @@ def test_a_signal_waits_for_what_was_sent(
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
         assert process.returncode == code, err
-    assert "finishing what was sent, as it is paid for" in err
+    assert "finishing what was sent, as it is paid for: 4 calls under way; Ctrl-C" in err
     assert "Traceback" not in err
     assert len(imagen_emulator.google.requests) == len(journal()) == 4
     *_, counts, cause = out.splitlines()
@@ -68,13 +75,70 @@ def test_the_signal_again_drops_what_was_sent(
         imagen_emulator.wait_until(lambda: imagen_emulator.google.in_flight == 4, timeout=60)
         process.send_signal(number)
         assert process.stderr is not None
-        assert "Ctrl-C or SIGTERM now drops it" in process.stderr.readline()
+        line = process.stderr.readline()
+        assert "4 calls under way; Ctrl-C or SIGTERM now drops it" in line
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
         assert (process.returncode, err) == (code, "")
     assert "10 left" in out
     imagen_emulator.wait_until(lambda: imagen_emulator.open_connections == 0)
     assert [path.name for path in Path("out").iterdir()] == ["results.jsonl"]
+
+
+def stopped(google: FakeProvider, openai: FakeProvider, after: float, **more: Any) -> Batch:
+    """Run two rows on virtual time, with a SIGINT after these seconds."""
+
+    class Stopped(Batch):
+        async def run(self, rows: Sequence[PromptRow]) -> None:
+            # A real signal would come in real time.
+            asyncio.get_running_loop().call_later(after, self._on_signal, signal.SIGINT)
+            await super().run(rows)
+
+    rows = read_prompts(write(scenes(2)), ImageSpec("", "9:16", "2K", **more))
+    run = run_rows(rows, google, openai, batch=Stopped, retry_base_delay=4.0, max_retries=3)
+    assert run.stopped == "SIGINT"
+    return run
+
+
+def test_a_call_in_back_off_is_dropped() -> None:
+    """A call without a request in flight sends no retry after the signal."""
+    google, openai = FakeProvider("google"), FakeProvider("openai")
+    google.fail(Reason.OVERLOADED, times=2, latency=0.1)
+    run = stopped(google, openai, 0.2)
+    assert (len(google.sent), len(openai.sent), run.entries) == (2, 0, [])
+
+
+@pytest.mark.parametrize("reason", [Reason.OVERLOADED, Reason.QUOTA_EXHAUSTED])
+def test_a_failure_after_the_signal_causes_no_request(reason: Reason) -> None:
+    """A request in flight that fails is neither retried nor sent to the next vendor."""
+    google, openai = FakeProvider("google"), FakeProvider("openai")
+    google.fail(reason, times=1, latency=2)
+    run = stopped(google, openai, 1)
+    assert (len(google.sent), len(openai.sent)) == (2, 0)
+    assert [entry["status"] for entry in run.entries] == ["done"]
+
+
+def test_a_hanging_request_has_until_its_time_limit() -> None:
+    """The next vendor is not asked in its place, and the run ends."""
+    google, openai = FakeProvider("google").hang(), FakeProvider("openai")
+    run = stopped(google, openai, 1)
+    assert (len(google.sent), len(openai.sent), run.entries) == (2, 0, [])
+
+
+def test_a_blocked_prompt_is_recorded_after_the_signal() -> None:
+    """The call ends with this failure, so the next run does not repeat the prompt."""
+    google, openai = FakeProvider("google"), FakeProvider("openai")
+    google.fail(Reason.CONTENT_BLOCKED, latency=2)
+    run = stopped(google, openai, 1)
+    assert [entry["status"] for entry in run.entries] == ["failed"] * 2
+    assert openai.sent == []
+
+
+def test_a_row_of_several_images_is_completed() -> None:
+    """Its first image is paid for, and a row without the others would be requested again."""
+    google, openai = FakeProvider("google", latency=2), FakeProvider("openai")
+    run = stopped(google, openai, 1, options={"n": 3})
+    assert [len(entry["files"]) for entry in run.entries] == [3, 3]
 
 
 @pytest.mark.ci

@@ -47,7 +47,12 @@ def batch(capsys: pytest.CaptureFixture[str], *more: object) -> Ended:
     return cli(capsys, *COMMAND, "--json", *more)
 
 
-def run_rows(rows: Sequence[PromptRow], *providers: FakeProvider, **more: Any) -> Batch:
+def run_rows(
+    rows: Sequence[PromptRow],
+    *providers: FakeProvider,
+    batch: type[Batch] = Batch,
+    **more: Any,
+) -> Batch:
     """Run a batch on virtual time over the default models of providers, and return it.
 
     ``more`` are further settings.
@@ -59,7 +64,7 @@ def run_rows(rows: Sequence[PromptRow], *providers: FakeProvider, **more: Any) -
         settings = Settings(routes=routes, ipm=6000, **more)
         async with ImageClient(settings, providers=providers) as client:
             with open_journal(Path("out")) as kept:
-                work = Batch(client, kept)
+                work = batch(client, kept)
                 await work.run(rows)
         return work
 
