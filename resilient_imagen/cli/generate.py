@@ -41,9 +41,9 @@ def generate(
         typer.Option(
             "--output",
             "-o",
-            help="File to write. The image is converted if the extension (png, jpg, webp) names "
-            "another type; a name without one gets that of the image's type. By default image.png "
-            "or similar. With --from: a directory, created if missing.",
+            help="File to write. The image is converted if the extension (png, jpg, jpeg or webp) "
+            "names another type; a name without one gets that of the image's type. By default "
+            "image.png or similar. With --from: a directory, created if missing.",
         ),
     ] = None,
     aspect: Annotated[

@@ -80,9 +80,19 @@ async def run_single(
 
 
 def _check_names(output: Path | None, images: int) -> None:
+    """Check that the images can be written, whichever type a provider delivers.
+
+    Raises:
+        CommandError: They cannot.
+    """
     check_target("-o", output or Path("image"))
     if output is None or is_device(output):
         return
+    if output.suffix and output.suffix.lower() not in convert.WRITABLE:
+        raise CommandError(
+            f"-o {output.name}: the extension {output.suffix} is not supported; use "
+            f"{', '.join(convert.WRITABLE)}, or none"
+        )
     suffixes = [output.suffix] if output.suffix else [".jpg", ".png", ".webp"]
     for suffix in suffixes:
         for number in range(1, images + 1):

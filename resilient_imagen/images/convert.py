@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EXTENSIONS",
+    "WRITABLE",
     "as_named",
     "as_type",
     "decoded",
@@ -43,6 +44,8 @@ EXTENSIONS: Final[dict[str, tuple[str, ...]]] = {
 """File extensions of each type, the usual one first."""
 _MADE: Final = ("image/png", "image/jpeg", "image/webp")
 """Types that an image can be converted to."""
+WRITABLE: Final = tuple(suffix for mime in _MADE for suffix in EXTENSIONS[mime])
+"""Extensions of those types."""
 
 
 def extension(mime_type: str) -> str:
@@ -58,11 +61,10 @@ def path_for(path: Path, mime_type: str) -> Path:
     """
     if not path.suffix:
         return path.with_name(path.name + extension(mime_type))
-    made = [suffix for mime in _MADE for suffix in EXTENSIONS[mime]]
-    if path.suffix.lower() not in {*made, *EXTENSIONS.get(mime_type, (".img",))}:
+    if path.suffix.lower() not in {*WRITABLE, *EXTENSIONS.get(mime_type, (".img",))}:
         raise ValueError(
             f"cannot save an {mime_type} as {path.name!r}: the extension {path.suffix} is not "
-            f"supported; use {', '.join(made)}, or none"
+            f"supported; use {', '.join(WRITABLE)}, or none"
         )
     return path
 

@@ -69,11 +69,19 @@ def test_an_image_of_the_right_type_is_not_converted(name: str, capsys: Capsys) 
     assert Path(name).read_bytes() == Path("other.jpg").read_bytes()
 
 
-def test_an_unsupported_extension_keeps_the_bytes(capsys: Capsys) -> None:
-    """The image is saved unchanged, with a warning."""
-    ended = cli(capsys, *FOX, "-o", "fox.gif", "--emulator")
-    assert ended.complaint == "fox.gif contains image/jpeg, unlike its name"
-    assert sniff_mime(Path("fox.gif").read_bytes()) == "image/jpeg"
+@pytest.mark.parametrize("name", ["fox.gif", "fox.avif", "fox.v2", "fox.GIF"])
+def test_an_unsupported_extension_is_refused_before_a_request(
+    name: str, capsys: Capsys, imagen_emulator: BackgroundEmulator
+) -> None:
+    """No image is made and paid for that could only be saved under a misleading name."""
+    ended = cli(capsys, *FOX, "-o", name)
+    assert ended.code == 2
+    assert ended.complaint == (
+        f"-o {name}: the extension {Path(name).suffix} is not supported; "
+        "use .png, .jpg, .jpeg, .webp, or none"
+    )
+    assert imagen_emulator.google.requests == ()
+    assert not Path(name).exists()
 
 
 def saved(image: bytes, name: str) -> tuple[ImageResult, bytes]:
