@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import socket
@@ -9,13 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from resilient_imagen.cli.command_errors import CommandError, system_words
+from resilient_imagen.cli.command_errors import CommandError, system_words, warn
 from resilient_imagen.cli.orders import FleetUrl, fleet_orders, settings_with
 from resilient_imagen.cli.terminal import echo
+from resilient_imagen.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import uvicorn
     from starlette.types import ASGIApp
+
+    from resilient_imagen import Settings
+    from resilient_imagen.control.fleet import FleetOrders
 
 __all__ = ["dashboard"]
 
@@ -45,7 +50,9 @@ def dashboard(
     read it. Ctrl-C ends it.
     """
     token = _token() if controls else None
-    server = _server(_application(redis_url, host, token, jaeger_url))
+    settings = settings_with(redis_url)
+    fleet = fleet_orders(settings)
+    server = _server(_application(settings, fleet, host, token, jaeger_url))
     try:
         listener = socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -57,8 +64,9 @@ def dashboard(
         echo(f"http://{shown}:{listener.getsockname()[1]}/")
         if controls and not os.environ.get(_VARIABLE):
             echo(f"token for orders: {token}", err=True)
-        echo("serving; Ctrl-C ends it", err=True)
         try:
+            _warn_if_unreadable(fleet)
+            echo("serving; Ctrl-C ends it", err=True)
             server.run(sockets=[listener])
         except KeyboardInterrupt:
             echo("stopped", err=True)  # Ctrl-C is how this command is meant to end
@@ -68,15 +76,28 @@ def _token() -> str:
     return os.environ.get(_VARIABLE) or secrets.token_urlsafe(24)
 
 
+def _warn_if_unreadable(fleet: FleetOrders) -> None:
+    """Warn if Redis cannot be read now; the page shows its data once it can."""
+    from resilient_imagen.distributed.fleet_status import read_status
+
+    try:
+        asyncio.run(read_status(fleet.address))
+    except ConfigurationError as error:
+        warn(str(error))
+
+
 def _application(
-    redis_url: str | None, host: str, token: str | None, jaeger_url: str | None
+    settings: Settings,
+    fleet: FleetOrders,
+    host: str,
+    token: str | None,
+    jaeger_url: str | None,
 ) -> ASGIApp:
     from resilient_imagen.dashboard.application import serve
     from resilient_imagen.dashboard.fleet import FleetSource
 
-    settings = settings_with(redis_url)
     return serve(
-        FleetSource(fleet_orders(settings), [step.accounts for step in settings.routes]),
+        FleetSource(fleet, [step.accounts for step in settings.routes]),
         token=token,
         jaeger_url=jaeger_url,
         # On this machine's own address, no other name is right; see Security in the guide.

@@ -215,6 +215,18 @@ def test_the_command(server: RedisServer, tmp_path: Path) -> None:
         assert (process.returncode, out, err) == (0, "", "stopped\n")
 
 
+def test_an_unreachable_redis_is_reported_at_the_start(tmp_path: Path) -> None:
+    """The line is that of ``status``, without the password; the page is served nevertheless."""
+    url = "redis://:hunter2@127.0.0.1:1/0"
+    with started("dashboard", "--port", "0", "--redis-url", url, cwd=tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("http://127.0.0.1:")
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert line == "resilient-imagen: Redis at redis://127.0.0.1:1/0: refused\n"
+        assert process.stderr.readline() == "serving; Ctrl-C ends it\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "env", "says"),
     [
