@@ -33,6 +33,7 @@ __all__ = [
     "describe_errors",
     "environment_warnings",
     "field_variables",
+    "is_unknown_variable",
     "unknown_variable_warning",
 ]
 
@@ -134,26 +135,40 @@ def environment_warnings(settings_cls: type[BaseSettings], *, declared: bool) ->
         settings_cls: The class of the settings.
         declared: Whether the providers that variables declare are used.
     """
-    known = {name.upper() for name in _known(settings_cls)}
     unknown = sorted(
         name
         for name, value in os.environ.items()
-        if name.upper().startswith(PREFIX) and name.upper() not in known and value.strip()
+        if value.strip() and is_unknown_variable(name, settings_cls)
     )
     ignored = ignored_variables(os.environ) if declared else ()
     return (*(unknown_variable_warning(name, settings_cls) for name in unknown), *ignored)
 
 
-def unknown_variable_warning(unknown: str, settings_cls: type[BaseSettings]) -> str:
+def is_unknown_variable(name: str, settings_cls: type[BaseSettings]) -> bool:
+    """Return whether a name has our prefix and is no setting; case does not matter."""
+    upper = name.upper()
+    known = (each.upper() for each in _known(settings_cls))
+    return upper.startswith(PREFIX) and upper not in known
+
+
+def unknown_variable_warning(
+    unknown: str, settings_cls: type[BaseSettings], *, ignored: bool = True
+) -> str:
     """Return a warning with the unknown variable's name, not its value, and the nearest known name.
 
     Names are compared without their common prefix, which would make all of them similar.
+
+    Args:
+        unknown: The variable's name.
+        settings_cls: The class of the settings.
+        ignored: Add that the variable is ignored; False for the text of an error.
     """
     by_rest = {name.removeprefix(PREFIX): name for name in _known(settings_cls)}
     nearest = get_close_matches(unknown.upper().removeprefix(PREFIX), by_rest, n=1)
     hint = f"did you mean {by_rest[nearest[0]]}?" if nearest else "no setting has a similar name"
     shown = _NOT_IN_NAMES.sub("?", unknown)[:_MAX_NAME]
-    return f"{shown} is not a setting and is ignored; {hint}"
+    ending = " and is ignored" if ignored else ""
+    return f"{shown} is not a setting{ending}; {hint}"
 
 
 def _known(settings_cls: type[BaseSettings]) -> list[str]:

@@ -87,9 +87,7 @@ def settings_from(variables: Mapping[str, str]) -> Settings:
         elif value.strip() or type(None) in _types_of(field):
             values[field] = value
     for unknown in others.keys() - set(variables_of_providers(others)):
-        raise ConfigurationError(
-            unknown_variable_warning(unknown, Settings).replace(" and is ignored", "")
-        )
+        raise ConfigurationError(unknown_variable_warning(unknown, Settings, ignored=False))
     if providers := read_providers({name.lower(): value for name, value in others.items()}):
         values["providers"] = providers
     return Settings(**values)

@@ -65,8 +65,10 @@ def settings(
         return
     variable, separator, value = (assignment or "").partition("=")
     if not variable or bool(separator) is (action is Action.UNSET):
-        usage = "VARIABLE" if action is Action.UNSET else "VARIABLE=VALUE"
-        raise CommandError(f"write settings {action} {usage}, such as IMAGE_GEN_BREAKER_FAIL_MAX=5")
+        usage, example = "VARIABLE", "IMAGE_GEN_BREAKER_FAIL_MAX"
+        if action is Action.SET:
+            usage, example = f"{usage}=VALUE", f"{example}=5"
+        raise CommandError(f"write settings {action} {usage}, such as {example}")
     _check(variable, value if separator else None)
     order = {"action": action.value, "target": variable, "value": value if separator else None}
     send(redis_url, control_file, lasts, why, **order)
@@ -76,9 +78,12 @@ def _check(variable: str, value: str | None) -> None:
     """Check that a variable can change at runtime, and its new value.
 
     Raises:
-        CommandError: It cannot; the message lists the nearest variables that can.
+        CommandError: It cannot, or is not a setting; the message has the nearest names.
         ConfigurationError: The value is not allowed.
     """
+    from resilient_imagen import Settings
+    from resilient_imagen._provider_settings import DECLARATION
+    from resilient_imagen._settings_source import is_unknown_variable, unknown_variable_warning
     from resilient_imagen.control.overrides import check_value, variables_for
     from resilient_imagen.redaction import redact
 
@@ -86,6 +91,10 @@ def _check(variable: str, value: str | None) -> None:
     found = _LIMIT.fullmatch(variable)
     providers = [] if found is None else [found[1].lower()]
     known = variables_for(providers)
+    # So may the declaration of a provider.
+    declares = variable.upper().startswith(DECLARATION)
+    if found is None and not declares and is_unknown_variable(variable, Settings):
+        raise CommandError(unknown_variable_warning(redact(variable), Settings, ignored=False))
     if variable not in known:
         hint = suggestion(variable.upper(), known) or f"these can: {', '.join(known)}"
         raise CommandError(f"{redact(variable)} cannot change at runtime; {hint}")

@@ -169,12 +169,17 @@ WRONG: dict[str, str] = {
     "breaker open google --hold": "--hold and --even-account belong to close",
     "breaker opn google": "open",
     "breaker open google,openai": "an order's route must be provider:model",
-    "settings set": "write settings set VARIABLE=VALUE",
+    "settings set": "write settings set VARIABLE=VALUE, such as IMAGE_GEN_BREAKER_FAIL_MAX=5",
     "settings set IMAGE_GEN_IPM": "write settings set VARIABLE=VALUE",
-    "settings unset IMAGE_GEN_IPM=5": "write settings unset VARIABLE",
+    "settings unset X=4": "write settings unset VARIABLE, such as IMAGE_GEN_BREAKER_FAIL_MAX\n",
     "settings show IMAGE_GEN_IPM": "settings show needs no variable",
     "settings set IMAGE_GEN_IPM=x": "IMAGE_GEN_IPM must be a number, not 'x'",
     "settings set IMAGE_GEN_BREAKER_FAILMAX=5": "did you mean IMAGE_GEN_BREAKER_FAIL_MAX",
+    "settings set IMAGE_GEN_IMP=10": "IMAGE_GEN_IMP is not a setting; did you mean IMAGE_GEN_IPM?",
+    "settings unset IMAGE_GEN_XYZZY": "IMAGE_GEN_XYZZY is not a setting; no setting has a similar",
+    "settings set image_gen_deadlin=9": "is not a setting; did you mean IMAGE_GEN_DEADLINE?",
+    "settings set IMAGE_GEN_DEADLINE=9": "IMAGE_GEN_DEADLINE cannot change at runtime",
+    "settings set IMAGE_GEN_PROVIDER_MINE=openai": "cannot change at runtime",
     "settings set OPENAI_API_KEY=sk-x": "OPENAI_API_KEY cannot change at runtime; these can",
     "settings set IMAGE_GEN_REDIS_URL=x": "cannot change at runtime",
     "breaker open google --redis-url redis://h --control-file f": "--redis-url for a fleet or",
@@ -188,7 +193,7 @@ def test_invalid_orders_are_reported_in_one_line(
     """Nothing is written, and the line states what is allowed."""
     done: Ended = cli(capsys, *line.split())
     assert done.code == 2
-    assert WRONG[line] in done.complaint
+    assert WRONG[line] in f"{done.complaint}\n"
 
 
 def test_a_key_in_place_of_a_variable_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
