@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 from cli_kit import python
+from paths import ROOT
 from readme_kit import GUIDES, Guide
 from readme_tables import TABLES, written_tables
 
@@ -41,6 +43,16 @@ def test_variables_are_settings(guide: Guide) -> None:
     known = set(re.findall(r"`(IMAGE_GEN_[A-Z_]+)", TABLES["settings"]()))
     named = set(re.findall(r"`(IMAGE_GEN_[A-Z_]+)\b", guide.text))
     assert {each for each in named if not each.startswith("IMAGE_GEN_PROVIDER_")} <= known
+
+
+@EVERY_GUIDE
+def test_needed_extras_install_packages(guide: Guide) -> None:
+    """Every extra in a sentence about what a part needs exists and installs something."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extras = tomllib.loads(text)["project"]["optional-dependencies"]
+    sentences = re.findall(r"\bneeds? the extras? [^.\n]*", guide.text)
+    named = {each for sentence in sentences for each in re.findall(r"`([a-z]+)`", sentence)}
+    assert {each for each in named if not extras.get(each)} == set()
 
 
 @EVERY_GUIDE
