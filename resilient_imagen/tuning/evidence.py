@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
-from resilient_imagen.tuning.recording import IMAGE
+from resilient_imagen.tuning.recording import IMAGE, RouteLog
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -34,6 +34,10 @@ class Evidence:
     """Incidents of the first route."""
     complete_incidents: int
     """Incidents with an image of the first route before their start and after their end."""
+    requests: int
+    """Requests to the first route."""
+    failures: int
+    """Requests to the first route that failed because of the service."""
 
     @property
     def is_enough(self) -> bool:
@@ -46,7 +50,12 @@ class Evidence:
         if self.calls < MIN_CALLS:
             return f"Only {self.calls} calls were recorded; at least {MIN_CALLS} are needed."
         if not self.incidents:
-            return "The first route never failed for long, so there is nothing to tune by."
+            return (
+                "The first route never failed for long, so there is nothing to tune by:"
+                f" {self.failures:,} of its {self.requests:,} requests failed, and an incident has"
+                " at least three failures with few images between them, or two in a row at least"
+                " ten seconds apart."
+            )
         if not self.complete_incidents:
             return (
                 "No incident of the first route was recorded from its start to its end; record for"
@@ -63,16 +72,13 @@ def evidence_of(recording: Recording, route: str, incidents: Sequence[Incident])
         route: The first route.
         incidents: Its incidents.
     """
-    log = recording.routes.get(route)
-    images = (
-        []
-        if log is None
-        else [at for at, number in zip(log.at, log.reason, strict=True) if number == IMAGE]
-    )
+    log = recording.routes.get(route, RouteLog())
+    images = [at for at, number in zip(log.at, log.reason, strict=True) if number == IMAGE]
     complete = sum(
         bool(images) and images[0] < each.start and images[-1] >= each.end for each in incidents
     )
-    return Evidence(len(recording.asked), len(incidents), complete)
+    failures = sum(map(log.failed, range(len(log))))
+    return Evidence(len(recording.asked), len(incidents), complete, len(log), failures)
 
 
 def folds_of(

@@ -57,6 +57,8 @@ _TOGETHER: Final = 120.0
 """Maximum seconds between two failures of one incident, if a request succeeded in between."""
 _MANY: Final = 3
 """Minimum failures of an incident."""
+_SUCCESSES: Final = 3
+"""Minimum requests that succeed in a row between two incidents that are near each other."""
 _LASTING: Final = 10.0
 """Minimum seconds between the failures of an incident with only two."""
 _NEAREST: Final = 10
@@ -228,24 +230,31 @@ class _Route:
     def incidents(self) -> Sequence[Incident]:
         """Return intervals with at least three failures that are a third of the requests or more.
 
-        Two failures are sufficient if no request succeeded in between. An incident ends at the
+        Two failures are sufficient if no request succeeded in between. Failures less than two
+        minutes apart are one group. A group in which too few requests failed is divided where three
+        requests in a row succeeded, and each part with three failures in a row is an incident. So
+        short outages with a minute of images between them are found, too. An incident ends at the
         middle between its last failure and the next image.
         """
         log = self._log
         failed = [index for index in range(len(log)) if log.failed(index)]
         spans = []
-        for first, last, count in self._clusters(failed):
-            between = last - first + 1
-            lasting = self._at[last] - self._at[first] >= _LASTING
-            if (count >= _MANY and count * 3 >= between) or (count == between > 1 and lasting):
-                spans.append(Incident(self._at[first], self._end(last)))
+        for group in self._groups(failed):
+            parts = [group] if self._is_incident(group) else filter(_has_series, _parts(group))
+            spans += [Incident(self._at[part[0]], self._end(part[-1])) for part in parts]
         return spans
 
-    def _clusters(self, failed: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-        """Yield groups of failures that belong together: first, last and count."""
+    def _is_incident(self, group: Sequence[int]) -> bool:
+        """Return whether a whole group of failures is one incident."""
+        first, last, count = group[0], group[-1], len(group)
+        between = last - first + 1
+        lasting = self._at[last] - self._at[first] >= _LASTING
+        return (count >= _MANY and count * 3 >= between) or (count == between > 1 and lasting)
+
+    def _groups(self, failed: Sequence[int]) -> Iterator[Sequence[int]]:
+        """Yield the failures that are near each other."""
         for _, group in groupby(self._numbered(failed), itemgetter(0)):
-            members = [index for _, index in group]
-            yield members[0], members[-1], len(members)
+            yield [index for _, index in group]
 
     def _numbered(self, failed: Sequence[int]) -> Iterator[tuple[int, int]]:
         number, before = 0, -1
@@ -261,6 +270,22 @@ class _Route:
         if last + 1 == len(self._at):
             return low + self._log.latency[last]
         return low + 0.5 * (self._at[last + 1] - low)
+
+
+def _parts(group: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Yield the failures of a group between which fewer than three requests succeeded in a row."""
+    start = 0
+    for place, (before, after) in enumerate(pairwise(group), 1):
+        if after - before > _SUCCESSES:
+            yield group[start:place]
+            start = place
+    yield group[start:]
+
+
+def _has_series(part: Sequence[int]) -> bool:
+    """Return whether three failures follow each other directly."""
+    pairs = zip(part, part[_MANY - 1 :], strict=False)
+    return any(last - first == _MANY - 1 for first, last in pairs)
 
 
 def _patience(settings: Settings, provider: str) -> float:

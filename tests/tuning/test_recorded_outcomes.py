@@ -222,6 +222,25 @@ def test_costs_that_are_missing_are_filled_in() -> None:
         ([(0, {}), (60, FAILED), (75, FAILED), (90, {})], [(60, 82.5)]),
         # single failures are not an incident
         ([(at, FAILED if at % 100 == 0 else {}) for at in range(0, 1000, 10)], []),
+        # outages with images in between that outnumber the failures
+        (
+            [
+                *every(0, 300, 2),
+                *every(300, 330, 3, **FAILED),
+                *every(330, 440, 2),
+                *every(440, 470, 3, **FAILED),
+                *every(470, 600, 2),
+            ],
+            [(300, 328.5), (440, 468.5)],
+        ),
+        # two images inside an outage do not divide it, and frequent single failures do not hide it
+        (
+            [
+                (at, FAILED if at % 20 == 0 or (300 <= at < 330 and at not in (314, 316)) else {})
+                for at in range(0, 600, 2)
+            ],
+            [(300, 329)],
+        ),
         # still on at the end
         ([*every(0, 300, 10), *every(300, 400, 10, **FAILED)], [(300, 400)]),
     ],
