@@ -39,18 +39,22 @@ class _Effect(NamedTuple):
 
 
 def headline(sweep: Sweep) -> str:
-    """Return the verdict in one sentence."""
+    """Return the verdict in one sentence; after an interruption, with the settings tried so far."""
     if not sweep.fidelity.matches:
         return "No advice yet: a replay of your settings does not give what was recorded."
     if not sweep.evidence.is_enough:
         return f"No advice yet. {sweep.evidence.missing}"
+    tried = len(sweep.trials)
+    stopped = f"Stopped after {min(tried, sweep.wanted)} of {sweep.wanted} settings"
     if not sweep.recommended:
-        return (
-            f"Keep your settings: of {len(sweep.trials)} that were tried, none is clearly better."
-        )
+        if sweep.interrupted:
+            return f"{stopped}; none of them is better."
+        return f"Keep your settings: of {tried} that were tried, none is clearly better."
     if sweep.agreed is None:
-        return "Better settings exist; which ones depends on your aim."
-    return trade(sweep, max(sweep.recommended.values(), key=lambda each: each.gain.value))
+        answer = "Better settings exist; which ones depends on your aim."
+    else:
+        answer = trade(sweep, max(sweep.recommended.values(), key=lambda each: each.gain.value))
+    return f"{stopped}. {answer}" if sweep.interrupted else answer
 
 
 def trade(sweep: Sweep, advice: Recommendation) -> str:

@@ -165,7 +165,7 @@ def _verdict(
     elif chosen:
         look, kind = "change", "Change your settings"
     else:
-        look, kind = "keep", "Nothing to do"
+        look, kind = "keep", "Stopped early" if sweep.interrupted else "Nothing to do"
     start = datetime.fromtimestamp(recording.origin, UTC)
     outages = sweep.evidence.incidents
     found = f"{outages} {'outage' if outages == 1 else 'outages'} of {first_route(sweep)}"

@@ -346,7 +346,10 @@ def test_ctrl_c_ends_a_sweep_and_keeps_what_was_tried(
     assert "What was recorded" in report.read_text()
     assert re.search(r"stopped after \d+ of 100 settings", done.err)
     assert re.search(r"recorded .* replayed", done.out)
-    assert json.loads(results.read_text())["interrupted"] is True
+    found = json.loads(results.read_text())
+    assert found["interrupted"] is True
+    assert re.match(r"Stopped after \d+ of 100 settings[.;] ", found["verdict"])
+    assert " ".join(done.out.split()).startswith(found["verdict"])
     assert 12 < len(played) < 40
     assert signal.getsignal(signal.SIGINT) is usual
 

@@ -164,6 +164,21 @@ def test_without_a_better_setting_the_page_says_to_keep_them(short: Tuned) -> No
     assert "With the recommended settings" not in text
 
 
+def test_an_interrupted_search_says_so_first(short: Tuned, tuned: Tuned) -> None:
+    """The number of settings tried comes before what was found, and nothing says to keep them."""
+    found = replace(short[0], trials=short[0].trials[:2], wanted=200, interrupted=True)
+    text = page(found, short[1])
+    assert first_sentence((found, short[1])) == (
+        "Stopped after 2 of 200 settings; none of them is better."
+    )
+    assert "Nothing to do" not in text
+    better = replace(tuned[0], wanted=len(tuned[0].trials) + 50, interrupted=True)
+    count = len(better.trials)
+    assert first_sentence((better, tuned[1])) == (
+        f"Stopped after {count} of {count + 50} settings. {first_sentence(tuned)}"
+    )
+
+
 def test_objectives_that_differ_are_a_choice(differing: Tuned) -> None:
     """Each objective has its sentence, its lines and its timeline."""
     found, text = differing[0], page(*differing)
