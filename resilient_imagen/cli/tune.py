@@ -285,6 +285,7 @@ def _show_what_if(
 ) -> None:
     from resilient_imagen.effective_settings import as_text, settings_from, variables_of
     from resilient_imagen.tuning import report_text
+    from resilient_imagen.tuning.headline import what_if_headline
     from resilient_imagen.tuning.report_json import what_if_as_json
     from resilient_imagen.tuning.sweep import what_if
 
@@ -292,6 +293,7 @@ def _show_what_if(
     changed = settings_from({**present, **changes})
     found = what_if(used.recording, used.settings, changed)
     console = Console()
+    console.print(what_if_headline(found, changes))
     for line in (*used.notes, *report_text.seen_line(used.recording)):
         console.print(line)
     console.print(f"changed: {as_text(changes)}")
@@ -300,14 +302,12 @@ def _show_what_if(
     _show_fidelity(console, found.fidelity, used)
     if not found.fidelity.matches:
         console.print("So the last column cannot be trusted.")
-    elif not found.evidence.is_enough:
-        console.print(f"The last column has little evidence. {found.evidence.missing}")
     if json_file is not None:
         _write(json_file, json.dumps(what_if_as_json(found, present, changes), indent=1) + "\n")
 
 
 def _show_table(console: Console, columns: Mapping[str, Metrics]) -> None:
-    from resilient_imagen.tuning.report_text import metric_rows
+    from resilient_imagen.tuning.report_text import INTERVALS, metric_rows
 
     table = Table()
     table.add_column("")
@@ -316,6 +316,7 @@ def _show_table(console: Console, columns: Mapping[str, Metrics]) -> None:
     for row in metric_rows(columns):
         table.add_row(*row)
     console.print(table)
+    console.print(INTERVALS)
 
 
 def _show_fidelity(console: Console, fidelity: Fidelity, used: SettingsInEffect) -> None:

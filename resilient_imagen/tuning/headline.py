@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from resilient_imagen.tuning.report_text import labels
+from resilient_imagen.effective_settings import as_text
+from resilient_imagen.tuning.report_text import changed_measures, labels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from resilient_imagen.tuning.recommendation import Recommendation
-    from resilient_imagen.tuning.sweep import Sweep
+    from resilient_imagen.tuning.sweep import Sweep, WhatIf
 
-__all__ = ["first_route", "headline", "trade"]
+__all__ = ["first_route", "headline", "trade", "what_if_headline"]
 
 _WORDS: Final = (
     "no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
@@ -55,6 +56,27 @@ def headline(sweep: Sweep) -> str:
     else:
         answer = trade(sweep, max(sweep.recommended.values(), key=lambda each: each.gain.value))
     return f"{stopped}. {answer}" if sweep.interrupted else answer
+
+
+def what_if_headline(found: WhatIf, changes: Mapping[str, str]) -> str:
+    """Return the answer of a comparison: the measures that differ beyond their intervals.
+
+    Args:
+        found: The comparison.
+        changes: The variables that are changed.
+    """
+    if not found.fidelity.matches:
+        return "No answer yet: a replay of your settings does not give what was recorded."
+    measures = list(changed_measures(found.replayed, found.changed))
+    if measures:
+        verb = "changes" if len(changes) == 1 else "change"
+        does = f" {verb} {_listed(measures)}; no other measure differs beyond its interval."
+    else:
+        does = ": no measure differs beyond its interval."
+    answer = f"{as_text(changes)}{does}"
+    if found.evidence.is_enough:
+        return answer
+    return f"{answer} There is little evidence for this. {found.evidence.missing}"
 
 
 def trade(sweep: Sweep, advice: Recommendation) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from resilient_imagen.tuning.headline import headline
+from resilient_imagen.tuning.headline import headline, what_if_headline
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,6 +69,7 @@ def what_if_as_json(
     """
     return {
         "format": FORMAT,
+        "verdict": what_if_headline(found, changes),
         "settings": dict(settings),
         **_basis(found.fidelity, found.evidence),
         "recorded": _metrics(found.recorded),

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from resilient_imagen.tuning.sweep import Sweep
 
 __all__ = [
+    "INTERVALS",
     "advice_line",
+    "changed_measures",
     "compared",
     "fidelity_lines",
     "gap_line",
@@ -33,6 +35,9 @@ __all__ = [
     "set_aside",
     "source_line",
 ]
+
+INTERVALS: Final = "Ranges in parentheses are 90 % intervals."
+"""Caption of the tables on the terminal."""
 
 _MANY_REJECTED: Final = 0.1
 """Share of the calls that a breaker rejected from which recording in shadow mode is advised."""
@@ -92,6 +97,19 @@ def metric_rows(columns: Mapping[str, Metrics]) -> Iterator[Sequence[str]]:
     """Yield the rows of a table: the title of a measure, and its value in each column."""
     for name, (title, style) in _TITLES.items():
         yield title, *(_shown(dict(each.items())[name], style) for each in columns.values())
+
+
+def changed_measures(before: Metrics, after: Metrics) -> Iterator[str]:
+    """Yield each measure whose intervals do not overlap, with both values.
+
+    The share of the other routes is left out: it is the rest of the first route's share.
+    """
+    old, new = dict(before.items()), dict(after.items())
+    for name, (title, style) in _TITLES.items():
+        apart = old[name].high < new[name].low or new[name].high < old[name].low
+        values = [format(each[name].value, style) for each in (old, new)]
+        if apart and values[0] != values[1] and name != "fallback_share":
+            yield f"{title} from {values[0]} to {values[1]}"
 
 
 def _shown(found: Estimate, style: str) -> str:

@@ -73,6 +73,7 @@ def test_tune_reads_standard_input(
     done = tuned(capsys, "-")
     assert done.code == 0, done.err
     assert "by the first route" in done.out
+    assert "Ranges in parentheses are 90 % intervals." in done.out
     assert "by other routes" in done.out
 
 
@@ -166,7 +167,7 @@ def test_the_results_are_written_for_programs(
 def test_what_if_compares_one_setting(
     log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The table has what was recorded, its replay and the changed setting."""
+    """The answer comes first; the table has what was recorded, its replay and the change."""
     results = tmp_path / "results.json"
     done = cli(
         capsys, "tune", "what-if", log, "--set", "IMAGE_GEN_BREAKER_FAIL_MAX=9", "--json", results
@@ -174,7 +175,9 @@ def test_what_if_compares_one_setting(
     assert done.code == 0, done.err
     assert "changed: IMAGE_GEN_BREAKER_FAIL_MAX=9" in done.out
     assert re.search("recorded .* replayed .* changed", done.out)
+    assert "Ranges in parentheses are 90 % intervals." in done.out
     found = json.loads(results.read_text())
+    assert " ".join(done.out.split()).startswith(found["verdict"])
     assert found["what_if"]["settings"] == {"IMAGE_GEN_BREAKER_FAIL_MAX": "9"}
     assert (
         found["what_if"]["wasted_requests"]["value"] > found["replayed"]["wasted_requests"]["value"]
