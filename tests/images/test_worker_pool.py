@@ -279,4 +279,4 @@ def test_a_burst_of_fitted_images_leaves_no_free_memory_untrimmed() -> None:
         [sys.executable, "-c", script], input=data, timeout=120, check=True, capture_output=True
     )
 
-    assert int(done.stdout) < 20, done.stdout
+    assert int(done.stdout) < 50, done.stdout  # up to 93 without trimming
