@@ -282,6 +282,7 @@ def test_failures_have_lines(capsys: Capsys, imagen_emulator: BackgroundEmulator
 # -- processes ------------------------------------------------------------------------------------
 
 
+@pytest.mark.ci
 def test_killed_runs_pay_for_no_finished_row_again(
     tmp_path: Path, imagen_emulator: BackgroundEmulator
 ) -> None:

@@ -91,6 +91,7 @@ def test_the_report_of_a_run(
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.ci
 def test_the_contact_sheet_has_a_default_path(capsys: Capsys) -> None:
     """Without -o the sheet is saved to a new directory, and its path is printed."""
     ended = cli(capsys, "demo")

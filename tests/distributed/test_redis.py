@@ -38,6 +38,7 @@ def test_a_missing_redis_at_the_start_is_reported_once_and_fails_no_call() -> No
         run_loop_scenario(scene(server))
 
 
+@pytest.mark.ci
 def test_a_killed_redis_fails_no_call_and_the_fleet_reconnects(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -77,6 +78,7 @@ def test_a_killed_redis_fails_no_call_and_the_fleet_reconnects(
         run_loop_scenario(scene(server))
 
 
+@pytest.mark.ci
 def test_a_frozen_redis_delays_calls_by_half_a_second_once() -> None:
     """A Redis that keeps connections without answering delays the first call by half a second,
     later ones not at all.
@@ -108,6 +110,7 @@ def test_a_frozen_redis_delays_calls_by_half_a_second_once() -> None:
         run_loop_scenario(scene(server))
 
 
+@pytest.mark.ci
 def test_a_redis_with_slow_answers_is_not_waited_for(server: RedisServer) -> None:
     """Answers take a second each: calls do not wait for them, until Redis is quick again."""
 

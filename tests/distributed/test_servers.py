@@ -84,6 +84,7 @@ def cluster(shards: int) -> Iterator[list[RedisServer]]:
         yield nodes
 
 
+@pytest.mark.ci
 def test_a_cluster_of_one_shard_is_shared() -> None:
     """All keys are on one node, which is used like any other Redis."""
     with cluster(1) as (node,):

@@ -170,6 +170,7 @@ def test_the_environment_is_restored():
 """
 
 
+@pytest.mark.ci
 def test_the_fixture_isolates_the_environment(
     application: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
