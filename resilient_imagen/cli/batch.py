@@ -154,11 +154,11 @@ class Batch:
     def _stop(self, why: str) -> int:
         """Drop the rows without a request in flight; return the number of the others."""
         self.stopped = self.stopped or why
-        going_on = self._calls.stop()
+        finishing = self._calls.stop()
         for task in self._tasks.values():
-            if task not in going_on:
+            if task not in finishing:
                 task.cancel()
-        return len(going_on)
+        return len(finishing)
 
     @contextmanager
     def _handled_signals(self) -> Iterator[None]:

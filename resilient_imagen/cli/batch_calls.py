@@ -64,11 +64,11 @@ class BatchCalls:
     def stop(self) -> set[asyncio.Task[object]]:
         """Prevent new requests, and return the tasks of the calls that are to finish."""
         self._stopped = True
-        going_on = [each for each in self._calls.values() if each.is_under_way]
-        for call in going_on:
+        finishing = [each for each in self._calls.values() if each.is_under_way]
+        for call in finishing:
             if not call.has_result:
                 call.task.get_loop().call_at(call.time_limit_at - _BEFORE, call.drop)
-        return {each.task for each in going_on if not each.task.done()}
+        return {each.task for each in finishing if not each.task.done()}
 
     def handle(self, event: Event) -> None:
         """Follow the requests of a call."""

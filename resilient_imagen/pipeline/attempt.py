@@ -80,7 +80,7 @@ class AttemptExecutor:
         route, request = state.route, state.adapted.request
         await call.make_room()
         if call.success_event is not None:
-            await _end_beside_image(state)
+            await _cancel_unneeded(state)
         cancellations = _cancellation_count()
         state.time_limit = route.timeout
         sent = self._begin(call, state, slot, permit)
@@ -283,11 +283,11 @@ class AttemptExecutor:
         )
 
 
-async def _end_beside_image(state: RouteState) -> NoReturn:
-    """End a request that was to be sent at the very moment at which an image came.
+async def _cancel_unneeded(state: RouteState) -> NoReturn:
+    """Cancel the current task before it sends a request, because the call has its image already.
 
     Raises:
-        CancelledError: The call would cancel the task a moment later, and send the request before.
+        CancelledError: Always.
     """
     state.cancel(CancelCause.DELIVERED)
     await asyncio.sleep(0)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from cli_kit import Ended, cli, environment
+from order_cases import REFUSALS
 
 from resilient_imagen import Settings, sync
 from resilient_imagen.control import Order, control_file
@@ -81,20 +82,7 @@ def test_a_command_waits_until_all_processes_have_answered(
     until(lambda: not list(path.with_name("control.json.answers").iterdir()))
 
 
-@pytest.mark.parametrize(
-    ("line", "answer"),
-    [
-        (
-            "breaker open googel",
-            "0 of 1 worker obeys; 1 not: no such route; routes are google:gemini-3-pro-image, ",
-        ),
-        (
-            "settings set IMAGE_GEN_BREAKER_RESET_TIMEOUT=9000",
-            "1 not: IMAGE_GEN_BREAKER_RESET_MAX must not be less than IMAGE_GEN_BREAKER_RESET_TIME",
-        ),
-        ("breaker close openai", "1 not: forced open by their own settings"),
-    ],
-)
+@pytest.mark.parametrize(("line", "answer"), REFUSALS)
 def test_refusals_are_explained(
     line: str, answer: str, path: Path, command: Callable[[str], Ended]
 ) -> None:

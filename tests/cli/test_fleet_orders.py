@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from cli_kit import Ended, cli
 from fleet_proxy import Proxy
+from order_cases import REFUSALS
 from redis import Redis
 from redis_kit import RedisServer
 
@@ -243,20 +244,7 @@ def test_an_order_that_no_worker_trusts_displaces_no_other(
         assert "2 orders are not shown" in command("status").complaint
 
 
-@pytest.mark.parametrize(
-    ("line", "answer"),
-    [
-        (
-            "breaker open googel",
-            "0 of 1 worker obeys; 1 not: no such route; routes are google:gemini-3-pro-image, ",
-        ),
-        (
-            "settings set IMAGE_GEN_BREAKER_RESET_TIMEOUT=9000",
-            "1 not: IMAGE_GEN_BREAKER_RESET_MAX must not be less than IMAGE_GEN_BREAKER_RESET_TIME",
-        ),
-        ("breaker close openai", "1 not: forced open by their own settings"),
-    ],
-)
+@pytest.mark.parametrize(("line", "answer"), REFUSALS)
 def test_refusals_are_explained(
     line: str, answer: str, server: RedisServer, command: Callable[[str], Ended]
 ) -> None:
