@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from resilient_imagen.telemetry.background_sink import BackgroundSink
 from resilient_imagen.telemetry.events import AttemptEnded, RequestEnded
+from resilient_imagen.telemetry.sink import SelectiveSink
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from resilient_imagen.telemetry.events import Event
     from resilient_imagen.telemetry.sink import EventSink
@@ -21,6 +22,9 @@ __all__ = ["SinkDispatcher"]
 _log = logging.getLogger("resilient_imagen")
 
 _ENDINGS = frozenset({AttemptEnded, RequestEnded})
+
+_Handler: TypeAlias = "tuple[object, Callable[[Any], None]]"
+"""A sink, and its function for events of one type."""
 
 
 class SinkDispatcher:
@@ -32,7 +36,8 @@ class SinkDispatcher:
 
     def __init__(self, sinks: Sequence[EventSink]) -> None:
         self._inline: tuple[EventSink, ...] = ()
-        self._reversed: tuple[EventSink, ...] = ()
+        self._handlers: dict[type[Event], tuple[_Handler, ...]] = {}
+        """What handles the events of a type, in order; found with the first event of the type."""
         self._background: BackgroundSink | None = None
         self._failed: set[int] = set()
         """Identities of the sinks whose first failure was logged."""
@@ -43,20 +48,33 @@ class SinkDispatcher:
         """Pass all further events to ``sink``, too."""
         if getattr(sink, "inline", False):
             self._inline = (*self._inline, sink)
-            self._reversed = tuple(reversed(self._inline))
         elif self._background is None:
             self._background = BackgroundSink((sink,), self._pass_to)
         else:
             self._background.add(sink)
+        self._handlers = {}
 
     def emit(self, event: Event) -> None:
         """Pass ``event`` to every sink; never raises."""
-        ending = type(event) in _ENDINGS
-        if ending and self._background is not None:
-            self._background.put(event)
-        self._pass_to(self._reversed if ending else self._inline, event)
-        if not ending and self._background is not None:
-            self._background.put(event)
+        kind = type(event)
+        handlers = self._handlers.get(kind)
+        if handlers is None:
+            handlers = self._handlers[kind] = self._handlers_of(kind)
+        for sink, handle in handlers:
+            try:
+                handle(event)
+            except (Exception, asyncio.CancelledError, SystemExit) as error:  # noqa: BLE001 - see emit
+                self._note_failure(sink, error)
+
+    def _handlers_of(self, kind: type[Event]) -> tuple[_Handler, ...]:
+        found: list[_Handler] = []
+        for sink in self._inline:
+            handle = sink.handler_of(kind) if isinstance(sink, SelectiveSink) else sink.handle
+            if handle is not None:
+                found.append((sink, handle))
+        if self._background is not None:
+            found.append((self._background, self._background.put))
+        return tuple(reversed(found) if kind in _ENDINGS else found)
 
     async def close(self, timeout: float = 1.0) -> None:  # noqa: ASYNC109 - a thread is waited for
         """Let slow sinks handle the events that they were sent, for at most ``timeout`` seconds."""
@@ -73,10 +91,14 @@ class SinkDispatcher:
             pool.shutdown(wait=False)
 
     def _pass_to(self, sinks: Sequence[EventSink], event: Event) -> None:
+        """Pass an event to the sinks of the background thread."""
         for sink in sinks:
             try:
                 sink.handle(event)
             except (Exception, asyncio.CancelledError, SystemExit) as error:  # noqa: BLE001 - see emit
-                if id(sink) not in self._failed:
-                    self._failed.add(id(sink))
-                    _log.warning("sink %s failed: %s", type(sink).__name__, type(error).__name__)
+                self._note_failure(sink, error)
+
+    def _note_failure(self, sink: object, error: BaseException) -> None:
+        if id(sink) not in self._failed:
+            self._failed.add(id(sink))
+            _log.warning("sink %s failed: %s", type(sink).__name__, type(error).__name__)

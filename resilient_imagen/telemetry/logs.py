@@ -23,6 +23,7 @@ from opentelemetry import trace
 from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry import events, names
 from resilient_imagen.telemetry.log_records import LINES
+from resilient_imagen.telemetry.sink import SelectiveSink
 from resilient_imagen.telemetry.summaries import summary
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ _METHODS: Final[Mapping[int, str]] = {
 }
 
 
-class LogSink:
+class LogSink(SelectiveSink):
     """Turns events into log records.
 
     Every request that failed leaves one record, ``imagegen.attempt.failed`` (warning; error where
@@ -65,17 +66,18 @@ class LogSink:
         spans: Knows which span an event is about; without it, the current one.
     """
 
-    inline = True
-
     def __init__(self, spans: SpanSink | None = None) -> None:
         self._spans = spans
         self._rejected: Counter[str] = Counter()
         """Calls that each open breaker has rejected, by its name."""
 
-    def handle(self, event: events.Event) -> None:
+    def handler_of(self, kind: type[events.Event]) -> Callable[[Any], None] | None:
+        """Return the method that writes a record about events of a type, or None."""
+        return self._write if kind in LINES else None
+
+    def _write(self, event: events.Event) -> None:
         """Write a record about the event, if its level is enabled."""
-        compose = LINES.get(type(event))
-        composed = None if compose is None else compose(event)
+        composed = LINES[type(event)](event)
         if composed is None:
             return
         level, name, details = composed

@@ -16,6 +16,7 @@ from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry import attributes, events, names
 from resilient_imagen.telemetry.instruments import instruments
 from resilient_imagen.telemetry.sanitize import safe_name
+from resilient_imagen.telemetry.sink import SelectiveSink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,14 +36,12 @@ _MAX_ANSWERING: Final = 32
 """Maximum number of distinct response model names exported as attribute values."""
 
 
-class MetricSink:
+class MetricSink(SelectiveSink):
     """Turns events into metrics.
 
     Args:
         meter_provider: The global one when None, also if it is set later.
     """
-
-    inline = True
 
     def __init__(self, meter_provider: MeterProvider | None = None) -> None:
         self._to = instruments(meter_provider)
@@ -53,6 +52,8 @@ class MetricSink:
         self._breakers: WeakSet[CircuitBreaker] = WeakSet()
         self._response_models: set[str] = set()
         self._handlers: Mapping[type[events.Event], Callable[[Any], None]] = {
+            events.RequestStarted: self._request_started,
+            events.RouteRegistered: self._route_added,
             events.AttemptStarted: self._attempt_started,
             events.AttemptEnded: self._attempt_ended,
             events.RetryScheduled: self._retry_scheduled,
@@ -63,14 +64,19 @@ class MetricSink:
             events.RequestEnded: self._request_ended,
         }
 
-    def handle(self, event: events.Event) -> None:
-        """Record it; without a meter provider, only note the breakers of new routes."""
-        if isinstance(event, events.RequestStarted) and not self._live:
+    def handler_of(self, kind: type[events.Event]) -> Callable[[Any], None] | None:
+        """Return the method that records events of a type, or None."""
+        if kind in {events.RequestStarted, events.RouteRegistered}:
+            return self._handlers[kind]
+        return self._record if kind in self._handlers else None
+
+    def _record(self, event: events.Event) -> None:
+        if self._live:
+            self._handlers[type(event)](event)
+
+    def _request_started(self, _: events.RequestStarted) -> None:
+        if not self._live:
             self._live = not _is_no_op(self._provider or metrics.get_meter_provider())
-        elif self._live and (handler := self._handlers.get(type(event))) is not None:
-            handler(event)
-        elif isinstance(event, events.RouteRegistered):
-            self._route_added(event)
 
     def client_closed(self) -> None:
         """Remove the client's breakers from the gauges."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from resilient_imagen.telemetry.events import Event
 
-__all__ = ["EventSink"]
+__all__ = ["EventSink", "SelectiveSink"]
 
 
 class EventSink(Protocol):
@@ -21,3 +23,22 @@ class EventSink(Protocol):
     def handle(self, event: Event) -> None:
         """Process ``event``; an exception is swallowed, and logged the first time."""
         ...
+
+
+class SelectiveSink:
+    """Base of sinks that handle some types of events, in the caller's task.
+
+    Every call has four events or more; the dispatcher calls only the function for the type.
+    """
+
+    inline = True
+
+    def handler_of(self, kind: type[Event]) -> Callable[[Any], None] | None:
+        """Return the function that handles events of a type; None if they are ignored."""
+        raise NotImplementedError
+
+    def handle(self, event: Event) -> None:
+        """Process ``event``, if its type is handled."""
+        handler = self.handler_of(type(event))
+        if handler is not None:
+            handler(event)

@@ -21,6 +21,7 @@ from resilient_imagen.providers.genai_compat import as_inference_span
 from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry import attributes, events, names
 from resilient_imagen.telemetry.sanitize import safe
+from resilient_imagen.telemetry.sink import SelectiveSink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -83,7 +84,7 @@ class _Request:
         return f"{self.sent.provider}:{self.sent.model}"
 
 
-class SpanSink:
+class SpanSink(SelectiveSink):
     """Turns events into spans.
 
     Args:
@@ -91,12 +92,12 @@ class SpanSink:
         capture_content: Record prompts, as sent, on attempt spans. Images never are.
     """
 
-    inline = True
-
     def __init__(
         self, tracer_provider: TracerProvider | None = None, *, capture_content: bool = False
     ) -> None:
         self._tracer = trace.get_tracer(names.SCOPE, version(names.DISTRIBUTION), tracer_provider)
+        self._live = tracer_provider is not None
+        """Whether the application had set a tracer provider when the latest call began."""
         self._capture_content = capture_content
         self._traces: dict[str, _Trace] = {}
         """Traces of the calls in flight, by id. Every call ends, even if its task is dropped."""
@@ -119,11 +120,9 @@ class SpanSink:
             events.SettingsReported: self._settings_reported,
         }
 
-    def handle(self, event: events.Event) -> None:
-        """Start, enrich or end a span."""
-        handler = self._handlers.get(type(event))
-        if handler is not None:
-            handler(event)
+    def handler_of(self, kind: type[events.Event]) -> Callable[[Any], None] | None:
+        """Return the method that starts, enriches or ends a span at events of a type, or None."""
+        return self._handlers.get(kind)
 
     def span_of(self, event: events.Event) -> SpanContext:
         """Return the span that an event is about.
@@ -146,6 +145,10 @@ class SpanSink:
     # -- the call -----------------------------------------------------------------------------
 
     def _request_started(self, event: events.RequestStarted) -> None:
+        if not self._live:
+            if _is_proxy(trace.get_tracer_provider()):
+                return
+            self._live = True
         offset = time.time_ns() - int(event.at * 1e9)
         root = self._tracer.start_span(
             names.PREFIX + event.request.operation,
@@ -153,7 +156,7 @@ class SpanSink:
             start_time=offset + int(event.at * 1e9),
         )
         if not root.get_span_context().is_valid:
-            return  # there is no tracer provider
+            return  # a tracer provider that records nothing
         prompt = event.request.prompt if self._capture_content else None
         self._traces[event.call_id] = _Trace(root, offset, prompt)
 
@@ -289,6 +292,11 @@ class SpanSink:
         self._openers.move_to_end(name)
         if len(self._openers) > _MAX_OPENERS:
             self._openers.popitem(last=False)
+
+
+def _is_proxy(provider: TracerProvider) -> bool:
+    """Return whether a provider is that of OpenTelemetry's API, which waits for a real one."""
+    return isinstance(provider, trace.ProxyTracerProvider)
 
 
 def _opens(event: events.BreakerChanged) -> bool:

@@ -114,7 +114,7 @@ def test_an_abandoned_call_leaves_no_state() -> None:
             providers=[google],
             tracer_provider=telemetry.tracers,
         )
-        client._dispatcher._inline = client._dispatcher._reversed = (sink,)
+        client._dispatcher._inline = (sink,)
         coroutine = client.generate("a lighthouse")
         context = otel_context.get_current()
         coroutine.send(None)  # started, never driven on, as by a loop that died
