@@ -347,7 +347,7 @@ class ImageClient:
             raise RuntimeError("this ImageClient is closed; make a new one")
         handled = id(sys.exception())
         call = self._open(request, steps, deadline, on_start, on_progress)
-        self._settings_report.report_if_due()
+        self._settings_report.report_if_due(call.started)
         self._dispatcher.emit(call.started_event())
         try:
             prepare = partial(self._prepare, call, references, mask)
@@ -388,9 +388,7 @@ class ImageClient:
             return
         self._built_on = loop
         routes = self._routing.routes
-        rest = [
-            route for route in routes if route is not served and hasattr(route.provider, "warm_up")
-        ]
+        rest = [route for route in routes if route is not served and route.warms_up]
         if rest:  # in a context of its own: that of the call would be kept for as long
             self._building = loop.create_task(self._build(rest), context=Context())
 
@@ -465,7 +463,7 @@ class ImageClient:
             steps=steps,
             started=started,
             deadline=Deadline.after(seconds, started),
-            on_start=OnStartHook(on_start),
+            on_start=None if on_start is None else OnStartHook(on_start),
             progress=None if on_progress is None else ProgressReporter(on_progress),
             on_late_attempt=partial(self._count_late, request.resolution),
             orders=self._control.in_force,

@@ -76,11 +76,11 @@ def cost_usd(
             have a price.
     """
     row = models.find_model(model)
-    prices = None if row is None else row.prices
-    if prices is None:
+    if row is None or row.prices is None:
         return None
+    prices = row.prices
     if prices.per_image is not None:
-        each = image_price(model, resolution)
+        each = models.price_per_image(row, resolution)
         return None if each is None or not delivered else round(each * usage.billed_images, 6)
     if usage.input_tokens is None or usage.output_tokens is None:
         return None

@@ -30,8 +30,8 @@ class CallsInFlight:
         """Return whether a call of the running loop is in flight."""
         return bool(self._here())
 
-    def watch(self, timer: asyncio.Timeout) -> _Watched:
-        """Return a context manager that counts its block as a call.
+    def enter(self, timer: asyncio.Timeout) -> None:
+        """Count a call that begins, until `leave` is called.
 
         Args:
             timer: The time limit of the call, which `end` lets expire at once.
@@ -42,10 +42,6 @@ class CallsInFlight:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._change_loop(loop)
-        return _Watched(self, timer, loop)
-
-    def enter(self, timer: asyncio.Timeout, loop: asyncio.AbstractEventLoop) -> None:
-        """Count a call that begins."""
         self._calls[timer] = loop
 
     def leave(self, timer: asyncio.Timeout) -> None:
@@ -91,22 +87,3 @@ class CallsInFlight:
     def _here(self) -> list[asyncio.Timeout]:
         loop = asyncio.get_running_loop()
         return [timer for timer, home in self._calls.items() if home is loop]
-
-
-class _Watched:
-    """One call in flight. Every call enters one, and a generator costs twice as much."""
-
-    __slots__ = ("_calls", "_loop", "_timer")
-
-    def __init__(
-        self, calls: CallsInFlight, timer: asyncio.Timeout, loop: asyncio.AbstractEventLoop
-    ) -> None:
-        self._calls = calls
-        self._timer = timer
-        self._loop = loop
-
-    def __enter__(self) -> None:
-        self._calls.enter(self._timer, self._loop)
-
-    def __exit__(self, *_: object) -> None:
-        self._calls.leave(self._timer)

@@ -115,9 +115,10 @@ def check_option_names(options: Mapping[str, object], allowed: type) -> None:
     Raises:
         TypeError: A name is not among the fields of the TypedDict ``allowed``.
     """
-    for name in options.keys() - allowed.__annotations__.keys():
-        known = ", ".join(allowed.__annotations__)
-        raise TypeError(f"unexpected keyword argument {name!r}; options are {known}")
+    known = allowed.__annotations__
+    for name in options:
+        if name not in known:
+            raise TypeError(f"unexpected keyword argument {name!r}; options are {', '.join(known)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import gc
 import inspect
 import sys
-from contextlib import suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
@@ -75,6 +74,7 @@ def clear_frame_locals(*errors: BaseException, up_to: int = id(None)) -> None:
         up_to: ``id`` of an exception at which a chain of causes and contexts ends.
     """
     seen = {up_to, id(None)}
+    known: set[FrameType] = set()
     waiting: list[BaseException | None] = [*errors]
     while waiting:
         each = waiting.pop()
@@ -85,9 +85,13 @@ def clear_frame_locals(*errors: BaseException, up_to: int = id(None)) -> None:
         trace = each.__traceback__
         while trace is not None:
             frame: FrameType | None = trace.tb_frame
-            while frame is not None and _has_ended(frame):  # a frame keeps its callers' frames, too
-                with suppress(RuntimeError):  # the frame is suspended
+            # A frame keeps its callers' frames, too.
+            while frame is not None and frame not in known and _has_ended(frame):
+                known.add(frame)
+                try:  # noqa: SIM105 - for each frame of each error, and suppress() takes longer than this
                     frame.clear()
+                except RuntimeError:  # the frame is suspended
+                    pass
                 frame = frame.f_back
             trace = trace.tb_next
 

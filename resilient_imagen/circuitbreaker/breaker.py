@@ -121,6 +121,10 @@ class CircuitBreaker:
         Raises:
             RuntimeError: No loop is running, and there is no clock.
         """
+        if self._is_idle and self._mode is BreakerMode.ON and running_loop() is not None:
+            generation = self._machine.generation
+            call = InFlightCall(generation)
+            return Permit(self, call, probe=False, generation=generation, state=_CLOSED)
         with self._lock:
             self._catch_up(strict=True)
             answer = self._admit()

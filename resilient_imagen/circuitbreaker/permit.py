@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from resilient_imagen.circuitbreaker.open_period import TripCause
+from resilient_imagen.circuitbreaker.open_period import NO_CAUSE, TripCause
+from resilient_imagen.reasons import BreakerOutcome
 
 if TYPE_CHECKING:
     from resilient_imagen.circuitbreaker.calls import InFlightCall
     from resilient_imagen.circuitbreaker.types import BreakerState, Settlement
-    from resilient_imagen.reasons import BreakerOutcome
 
 __all__ = ["CallTracker", "Permit"]
 
@@ -104,7 +104,10 @@ class Permit:
             origin: A span context or any other object, reported with the cause; that of `begin` if
                 it is None.
         """
-        if origin is None:
-            origin = self._call.origin
-        trip_cause = TripCause(cause, summary, origin, retry_after)
+        if verdict is BreakerOutcome.SUCCESS:
+            trip_cause = NO_CAUSE
+        else:
+            if origin is None:
+                origin = self._call.origin
+            trip_cause = TripCause(cause, summary, origin, retry_after)
         return self._breaker._settle(self._call, verdict, trip_cause)  # noqa: SLF001 - see CallTracker

@@ -54,14 +54,16 @@ class Clock:
         if self._source is not None:
             now = self._source()
         else:
-            loop = running_loop()
-            if loop is None:
+            try:
+                loop = asyncio.get_running_loop()
+            except RuntimeError:
                 if strict:
-                    raise RuntimeError("a breaker without a clock needs a running event loop")
-                loop = self._loop
-                if loop is None or not loop.is_running():
+                    message = "a breaker without a clock needs a running event loop"
+                    raise RuntimeError(message) from None
+                if self._loop is None or not self._loop.is_running():
                     return self._last
-            elif loop is not self._loop:
+                loop = self._loop
+            if loop is not self._loop:
                 self._adopt(loop)
             now = loop.time() + self._shift
         self._last = max(self._last, now)

@@ -220,6 +220,9 @@ class RedisRateLimiter(RateLimiter):
         if self._held and self._usable_places():
             self._schedule_wakeup(loop, self._held[0].due)
 
+    def take_free(self) -> None:
+        """Return None: every caller queues, because places come from Redis."""
+
     def _grant_first(self, loop: asyncio.AbstractEventLoop, now: float) -> Slot | None:
         slot = super()._grant_first(loop, now)
         if slot is not None and not self._sharing:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -12,8 +11,9 @@ from resilient_imagen.circuitbreaker.open_period import valid_hint
 from resilient_imagen.pipeline.deadline import Deadline
 from resilient_imagen.pipeline.failure import classify_failure
 from resilient_imagen.pipeline.fitter import FittedImage
+from resilient_imagen.pipeline.hedge import RequestClock
 from resilient_imagen.pipeline.outcome import AttemptFailure, AttemptSuccess
-from resilient_imagen.pipeline.overlap import CancelCause
+from resilient_imagen.pipeline.overlap import MAX_IN_FLIGHT, CancelCause
 from resilient_imagen.pipeline.previews import PreviewWatch
 from resilient_imagen.providers.base import send_request
 from resilient_imagen.reasons import BreakerOutcome
@@ -78,13 +78,14 @@ class AttemptExecutor:
         """
         loop = asyncio.get_running_loop()
         route, request = state.route, state.adapted.request
-        await call.make_room()
+        if len(call.in_flight) >= MAX_IN_FLIGHT:
+            await call.make_room()
         if call.success_event is not None:
             await _cancel_unneeded(state)
-        cancellations = _cancellation_count()
+        cancellations = state.cancellations
         state.time_limit = route.timeout
         sent = self._begin(call, state, slot, permit)
-        started = state.sent_at = loop.time()
+        started = state.sent_at = sent.at
         limit = state.deadline.limit_attempt(started, state.time_limit, call.deadline)
         # When a request is kept, its end is set once it has passed its limit.
         timer = asyncio.timeout_at(None if self._overlap.keeps else limit.timer_at)
@@ -94,7 +95,7 @@ class AttemptExecutor:
             request = previews.attach(request)
         answer: ProviderResult | None = None
         try:
-            with self._overlap.watch(call, state, slot, permit, timer):
+            with RequestClock(self._overlap, call, state, slot, permit, timer):
                 async with timer:
                     answer = await send_request(route.provider, request, route.model)
             latency = loop.time() - started
@@ -103,7 +104,7 @@ class AttemptExecutor:
             image = _NO_IMAGE if state.detached else await self._fitter.fit(request, answer)
         except BaseException as caught:  # noqa: BLE001 - a cancellation is recorded before it is raised
             # A provider may raise an error of its own on a cancellation, which remains one.
-            cancelled = _cancellation_count() > cancellations
+            cancelled = state.cancellations > cancellations
             error = (
                 asyncio.CancelledError() if cancelled and isinstance(caught, Exception) else caught
             )
@@ -125,16 +126,14 @@ class AttemptExecutor:
             if answer is not None:
                 failure = failure.after_delivery(route.usage(answer, request.resolution))
             elif previews is not None and previews.count:
-                failure = replace(failure, begun=True)
+                failure = failure._replace(begun=True)
             call.failures += (caught, failure.error)
             silent = previews is not None and previews.is_silent()
-            event = self._record_failure(
-                call, state, sent, permit, failure, now - started, silent=silent
-            )
-            if failure.provider_error is None:  # neither a retry nor another route makes up for it
+            event = self._record_failure(call, state, sent, permit, failure, now, silent=silent)
+            if (ours := failure.provider_error) is None:  # no retry or route makes up for it
                 self._dispatcher.emit(event)
                 raise failure.error  # noqa: B904 - what was caught, or a cancellation in its place
-            return AttemptFailure(failure.provider_error, event)
+            return AttemptFailure(ours, event)
         silent = previews is not None and previews.is_silent()
         return self._record_success(
             call, state, sent, permit, answer, image, latency, silent=silent
@@ -147,7 +146,8 @@ class AttemptExecutor:
         route = state.route
         overlap = (state.overlap or call.overlap) if call.in_flight else None
         call.overlap = call.overlap or overlap
-        call.on_start.fire()
+        if call.on_start is not None:
+            call.on_start.fire()
         call.report("sending", route)
         call.retries += state.step.note_sent(route) > 1
         number, endpoint = state.step.attempt_number, route.endpoint
@@ -230,7 +230,7 @@ class AttemptExecutor:
         sent: AttemptStarted,
         permit: Permit,
         failure: FailureClass,
-        latency: float,
+        now: float,
         *,
         silent: bool,
     ) -> AttemptEnded:
@@ -260,7 +260,7 @@ class AttemptExecutor:
             route.model,
             reason=failure.reason,
             status=failure.status,
-            latency_s=latency,
+            latency_s=now - sent.at,
             retry_after=hint,
             usage=failure.usage,
             may_have_been_billed=failure.may_have_been_billed,
@@ -269,6 +269,7 @@ class AttemptExecutor:
         call.record(attempt)
         cause = state.cancel_cause if error is None else None
         return AttemptEnded(
+            at=now,
             call_id=call.id,
             sent=sent,
             attempt=attempt,
@@ -296,12 +297,3 @@ async def _cancel_unneeded(state: RouteState) -> NoReturn:
 
 def _route_of(event: AttemptEnded | None) -> str | None:
     return None if event is None else f"{event.provider}:{event.model}"
-
-
-def _cancellation_count() -> int:
-    """Return how often the current task was asked to cancel; 0 when its loop is gone."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        return 0
-    return 0 if task is None else task.cancelling()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from resilient_imagen.errors import (
     CircuitOpenError,
@@ -62,8 +61,7 @@ _OWN_ERRORS: Final = (CircuitOpenError, SaturatedError, DeadlineExceededError)
 """Errors that mean something else to the pipeline when it has raised them itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class FailureClass:
+class FailureClass(NamedTuple):
     """What a request's failure means for the breaker, the bill and the caller."""
 
     reason: Reason | None
@@ -94,14 +92,16 @@ class FailureClass:
     @property
     def summary(self) -> str | None:
         """Return the trip cause in few words."""
-        if self.provider_error is not None:
-            return self.provider_error.summary
+        error = self.provider_error
+        if error is not None:
+            return error.summary
         return "timed out" if self.cut_short else None
 
     @property
     def status(self) -> int | None:
         """Return the HTTP status of the answer; None if there was none."""
-        return None if self.provider_error is None else self.provider_error.status
+        error = self.provider_error
+        return None if error is None else error.status
 
     @property
     def may_have_been_billed(self) -> bool:
@@ -111,14 +111,18 @@ class FailureClass:
         if self.usage is not None:
             made, total = self.usage["output_tokens"] or 0, self.usage["total_tokens"] or 0
             return made > 0 or total > (self.usage["input_tokens"] or 0)
-        refused = self.status is not None and 400 <= self.status < 500  # noqa: PLR2004 - HTTP's codes
-        unsent = self.provider_error is not None and self.provider_error.not_sent
-        return self.reason in _POSSIBLY_BILLED and not refused and not unsent
+        if self.reason not in _POSSIBLY_BILLED:
+            return False
+        error = self.provider_error
+        if error is None:
+            return True
+        refused = error.status is not None and 400 <= error.status < 500  # noqa: PLR2004 - HTTP's codes
+        return not (refused or error.not_sent)
 
     def after_delivery(self, usage: Usage) -> FailureClass:
         """Return the class of the same failure when the image had been delivered before it."""
         vote = BreakerOutcome.SUCCESS if self.reason in _ENDED_BY_CALLER else self.vote
-        return replace(self, vote=vote, usage=usage, delivered=True)
+        return self._replace(vote=vote, usage=usage, delivered=True)
 
 
 def classify_failure(

@@ -243,8 +243,12 @@ class Fallback:
         refused_to_send = isinstance(error, CircuitOpenError | SaturatedError)
         speculative = branch.started_as in {OverlapKind.PROBE, OverlapKind.SLOW}
         leads_on = self._settings.falls_back_on(error.reason)
-        nothing_else = not leads_on or _next_usable(call) is None
-        if refused_to_send and speculative and before is not None and nothing_else:
+        if (
+            refused_to_send
+            and speculative
+            and before is not None
+            and not (leads_on and _next_usable(call) is not None)
+        ):
             # The route may serve later, when the request before it has failed.
             before.state.successor_started = False
             call.step = before.state.step

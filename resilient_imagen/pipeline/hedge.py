@@ -101,17 +101,6 @@ class OverlapPolicy:
         self._probe_after = settings.hedge_probe_after
         self._slow_after = settings.hedge_after
 
-    def watch(
-        self,
-        call: CallState,
-        state: RouteState,
-        slot: Slot,
-        permit: Permit,
-        timer: asyncio.Timeout,
-    ) -> RequestClock:
-        """Return a context manager that counts a request as in flight and acts at its moments."""
-        return RequestClock(self, call, state, slot, permit, timer)
-
     def first_moment(self, call: CallState, state: RouteState, permit: Permit) -> float:
         """Return the loop time at which the first of ``moments`` is due; infinite if none is."""
         started, first = state.sent_at, math.inf
@@ -119,12 +108,12 @@ class OverlapPolicy:
             first = min(started + state.time_limit, state.deadline.at)
             if first >= call.deadline.at:
                 first = math.inf
-        if state.may_lead_on:
+        if (permit.probe or self._slow_after is not None) and state.may_lead_on:
             if permit.probe and self._probe_after is not None:
                 first = min(first, started + self._probe_after)
-            if self._slow_after is not None:
-                slow = self.slow_delay(state.route, state.adapted.request.resolution)
-                first = first if slow is None else min(first, started + slow)
+            slow = self.slow_delay(state.route, state.adapted.request.resolution)
+            if slow is not None:
+                first = min(first, started + slow)
         return first
 
     def moments(

@@ -45,11 +45,11 @@ class AttemptSuccess(NamedTuple):
             latency_s=call.loop.time() - call.started,
             adjustments=(
                 *self.image.notes,
-                *(f"{provider} does not support {name}" for name in self.image.ignored_options),
+                *[f"{provider} does not support {name}" for name in self.image.ignored_options],
                 *call.reference_notes,
                 *self.adapted.notes,
             ),  # telemetry shows the first
-            more_images=tuple(image.data for image in self.image.others),
+            more_images=tuple([image.data for image in self.image.others]),
             n=call.request.n or 1,
         )
 

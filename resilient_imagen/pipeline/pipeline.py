@@ -127,17 +127,23 @@ class Pipeline:
         loop = asyncio.get_running_loop()
         self.budget.count_call(call.started)
         timer = asyncio.timeout_at(call.deadline.timer_at)
-        with in_flight.watch(timer):
+        in_flight.enter(timer)
+        try:
+            async with timer:
+                await prepare()
+                served = await self._across_routes(call)
+                if call.request.n is None:
+                    return served
+                return await self._several_images.complete(call, served, timer)
+        except TimeoutError:
+            if not timer.expired():
+                raise
+        finally:
             try:
-                async with timer:
-                    await prepare()
-                    served = await self._across_routes(call)
-                    return await self._several_images.complete(call, served, timer)
-            except TimeoutError:
-                if not timer.expired():
-                    raise
+                if call.on_start is not None:
+                    await call.on_start.finish()
             finally:
-                await call.on_start.finish()
+                in_flight.leave(timer)
         if not call.deadline.has_passed(loop.time()):
             raise RuntimeError("the ImageClient was closed during the call")
         raise call.deadline_error()
@@ -194,6 +200,7 @@ class Pipeline:
             step = call.step = StepState(
                 index=index,
                 routes=call.steps[index],
+                has_accounts=len(call.steps[index]) > 1,
                 later_routes=tuple(chain.from_iterable(call.steps[index + 1 :])),
                 max_attempts=self._retry_policy.max_attempts(is_first_route=index == 0),
             )
@@ -201,9 +208,6 @@ class Pipeline:
             step=step,
             route=route,
             deadline=call.deadline,
-            max_server_wait=self._retry_policy.max_server_wait(
-                route.timeout, is_first_route=step.index == 0
-            ),
             call=call,
         )
         step.running.append(state)
@@ -312,9 +316,13 @@ class Pipeline:
         route = state.route
         try:
             await self._acquire_early(call, state)
-            await call.set_up(route)
-            with call.spending("making reference images smaller"):
-                state.adapted = await route.adapt_request(call.request)
+            if route.warms_up:
+                await call.set_up(route)
+            if call.request.references:
+                with call.spending("making reference images smaller"):
+                    state.adapted = await route.adapt_request(call.request)
+            else:
+                state.adapted = route.adapt_options(call.request)
             return await self._with_retries(call, state)
         finally:
             state.drop_permit()
@@ -352,7 +360,9 @@ class Pipeline:
         self, call: CallState, state: RouteState, error: ImageGenerationError
     ) -> float | None:
         """Return the seconds until the route gets another request, or None to leave it."""
-        if state.successor_started or (error.reason is Reason.TIMEOUT and self._keeps):
+        if state.successor_started or state.step.attempt_number >= state.step.max_attempts:
+            return None
+        if error.reason is Reason.TIMEOUT and self._keeps:
             return None
         if self._next_account(call, state, error.reason) is not None:
             return None
@@ -361,10 +371,10 @@ class Pipeline:
         # Taken once: an operator may change a breaker from another thread meanwhile.
         leads_on = self._settings.falls_back_on(error.reason)
         alternative = _first_usable(state.later_routes) if leads_on else None
-        route, hint, queue_wait = state.route, error.retry_after, state.retry_queue_wait
+        route, hint = state.route, error.retry_after
         if state.step.has_accounts:
             route, hint = state.step.first_ready(state, now, resolution)
-            queue_wait = route.limiter.shortest_wait(route.measured_latency(resolution))
+        latency = route.measured_latency(resolution)
         usual = None if alternative is None else alternative.usual_latency(resolution)
         delay = self._retry_policy.decide(
             FailedRequest(
@@ -378,10 +388,12 @@ class Pipeline:
                 first_failure_at=state.first_failure_at,
                 has_alternative=alternative is not None,
                 alternative_latency=usual,
-                max_server_wait=state.max_server_wait,
+                max_server_wait=self._retry_policy.max_server_wait(
+                    route.timeout, is_first_route=state.step.index == 0
+                ),
                 deadline=state.deadline,
-                queue_wait=queue_wait,
-                latency=route.measured_latency(resolution),
+                queue_wait=route.limiter.shortest_wait(latency),
+                latency=latency,
                 blocked_until=route.breaker.blocked_until(),
             )
         )
@@ -410,45 +422,45 @@ class Pipeline:
     # -- pace -------------------------------------------------------------------------------------
 
     async def _with_limiter(self, call: CallState, state: RouteState) -> AttemptOutcome:
-        """Queue for a slot and hold it during one request, if there is time for both."""
+        """Hold a slot during one request; if none is free, queue for it while there is time."""
         loop = asyncio.get_running_loop()
         limiter = state.route.limiter
         joined = loop.time()
-        if (sooner := state.sooner_account()) is not None:  # others have queued since the choice
+        if state.step.has_accounts and (sooner := state.sooner_account()) is not None:
+            # Others have queued since the choice.
             self._change_account(call, state, sooner, Reason.SATURATED)
             raise AccountChangedError
         # A route gets a share of what is left when the call first queues for it. Another task of
         # the call may have used the same account before.
         if state.deadline is call.deadline or state.route not in state.step.sent:
             state.deadline = self._share(call, state)
-        latency = state.measured_latency
-        wait = limiter.shortest_wait(latency)
         # A caller that need not wait is sent, however little time is left.
+        slot = limiter.take_free() if state.deadline.is_worth_starting(joined) else None
+        state.queue_s = 0.0
+        with slot or self._join_queue(call, state, joined) as slot:
+            if slot.waited:
+                try:
+                    await self._wait_in_queue(call, state, slot, joined)
+                finally:
+                    state.queue_s = loop.time() - joined
+                    call.queue_s += state.queue_s
+            return await self._with_breaker(call, state, slot)
+
+    def _join_queue(self, call: CallState, state: RouteState, now: float) -> Slot:
+        """Join the route's queue, if there is time for the wait and a request."""
+        limiter, latency = state.route.limiter, state.measured_latency
+        wait = limiter.shortest_wait(latency)
         waits = wait > CLOCK_TOLERANCE
         if wait - self._max_wait_before(state.later_routes) > CLOCK_TOLERANCE:
             raise _saturated(state.route, wait)
-        if not state.deadline.is_worth_starting(joined + wait, latency if waits else None):
+        if not state.deadline.is_worth_starting(now + wait, latency if waits else None):
             if waits or state.last_error is not None:
                 raise _saturated(state.route, wait)
             raise call.deadline_error()
         try:
-            slot = limiter.join(state.deadline.latest_start(latency))
+            return limiter.join(state.deadline.latest_start(latency))
         except QueueFullError:
             raise _saturated(state.route, wait) from None
-        with slot:
-            try:
-                if slot.waited:
-                    if call.progress is not None:
-                        place = limiter.snapshot()["waiting"]
-                        call.progress.report("queued", state.route, position=place, wait_s=wait)
-                    await self._wait_in_queue(call, state, slot, joined)
-            finally:
-                state.queue_s = loop.time() - joined
-                call.queue_s += state.queue_s
-            outcome = await self._with_breaker(call, state, slot)
-        if isinstance(outcome, AttemptFailure):  # its own slot is free by now
-            state.retry_queue_wait = limiter.shortest_wait(state.measured_latency)
-        return outcome
 
     def _max_wait_before(self, later_routes: Sequence[Route]) -> float:
         """Return the seconds in a queue after which the call goes to a later route.
@@ -485,6 +497,14 @@ class Pipeline:
         """Wait for the turn; leave when the time is needed elsewhere or the breaker opens."""
         loop = asyncio.get_running_loop()
         breaker, queues = state.route.breaker, AccountQueues(state, slot)
+        if call.progress is not None:
+            limiter = state.route.limiter
+            call.progress.report(
+                "queued",
+                state.route,
+                position=limiter.snapshot()["waiting"],
+                wait_s=limiter.shortest_wait(state.measured_latency, slot),
+            )
         while not slot.granted.done():
             if state.permit is None and state.route.rejects_at(loop.time()):
                 raise PermitRevokedError  # wait for the probe's outcome outside the queue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from resilient_imagen.pipeline.deadline import CLOCK_TOLERANCE
 from resilient_imagen.reasons import Retry
@@ -19,8 +19,7 @@ _JITTER: Final = 0.3
 """Share of a back-off by which chance shortens it at most."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FailedRequest:
+class FailedRequest(NamedTuple):
     """A failed request, and all that the decision about a retry depends on; in loop time."""
 
     retry: Retry

@@ -70,16 +70,20 @@ class Route:
     """When (loop time) and why a call last left this route for the next."""
     step: str | None = None
     """The step that it shares with other accounts, as in IMAGE_GEN_ROUTES; None if it is alone."""
+    name: str = field(init=False)
+    """``provider:model``, as in IMAGE_GEN_ROUTES."""
+    endpoint: Endpoint = field(init=False)
+    """Account and address that requests are sent to."""
 
-    @property
-    def name(self) -> str:
-        """``provider:model``, as in IMAGE_GEN_ROUTES."""
-        return f"{self.provider.name}:{self.model}"
+    def __post_init__(self) -> None:
+        """Set what depends on the provider alone."""
+        self.name = f"{self.provider.name}:{self.model}"
+        self.endpoint = endpoint_of(self.provider)
 
     @property
     def vendor(self) -> str:
         """The vendor whose rows of the model table hold for this route."""
-        return endpoint_of(self.provider).vendor
+        return self.endpoint.vendor
 
     @property
     def serves_own_models_only(self) -> bool:
@@ -90,11 +94,6 @@ class Route:
         endpoint = self.endpoint
         relays = endpoint.any_vendor and self.provider.name not in models.VENDORS
         return endpoint.vendor in models.VENDORS and not relays
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """Account and address that requests are sent to."""
-        return endpoint_of(self.provider)
 
     def on_transition(self, transition: Transition) -> None:
         """The breaker changed: an account that serves again is closed to us no more."""
@@ -183,8 +182,13 @@ class Route:
         row = models.get_model(self.vendor, self.model)
         return row is None or row.max_references > 0
 
+    @property
+    def warms_up(self) -> bool:
+        """Return whether the provider has something to build before its first request."""
+        return hasattr(self.provider, "warm_up")
+
     async def warm_up(self) -> None:
-        """Let the provider build what it needs; not every provider has something to build."""
+        """Let the provider build what it needs."""
         warm_up = getattr(self.provider, "warm_up", None)
         if warm_up is not None and isawaitable(warming := warm_up()):
             await warming
@@ -199,14 +203,19 @@ class Route:
             response_model=answer.model,
         )
 
-    async def adapt_request(self, request: ImageRequest) -> AdaptedRequest:
-        """Return the request within this model's limits of references and bytes."""
+    def adapt_options(self, request: ImageRequest) -> AdaptedRequest:
+        """Return the request with notes about what the model and the provider change."""
         best = models.downgraded_resolution(self.vendor, self.model, request.resolution)
         smaller = () if best is None else (f"{self.name} makes {best}, not {request.resolution}",)
-        hints = self._hints_for(request)
-        more = (*smaller, *(() if hints is None else hints.notes))
-        if not request.references:
-            return AdaptedRequest(request, (), more, hints)
+        hints_for = getattr(self.provider, "prompt_hints_for", None)  # not every provider has it
+        hints: PromptHints | None = None if hints_for is None else hints_for(request)
+        return AdaptedRequest(
+            request, notes=smaller if hints is None else (*smaller, *hints.notes), hints=hints
+        )
+
+    async def adapt_request(self, request: ImageRequest) -> AdaptedRequest:
+        """Return the request within this model's limits of references and bytes."""
+        adapted = self.adapt_options(request)
         info = models.get_model(self.vendor, self.model)
         references = request.references
         dropped: tuple[DroppedReference, ...] = ()
@@ -234,12 +243,7 @@ class Route:
 
                 mask = await fit_mask(mask, references[0])
             request = replace(request, references=references, mask=mask)
-        return AdaptedRequest(request, dropped, (*notes, *more), hints)
-
-    def _hints_for(self, request: ImageRequest) -> PromptHints | None:
-        """Return what the provider adds to the prompt; not every provider says so."""
-        hints_for = getattr(self.provider, "prompt_hints_for", None)
-        return None if hints_for is None else hints_for(request)
+        return AdaptedRequest(request, dropped, (*notes, *adapted.notes), adapted.hints)
 
     def _max_total_bytes(self, info: models.ModelInfo | None) -> int:
         limits = (None if info is None else info.max_total_bytes, self.max_total_bytes)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Final
 from resilient_imagen.cost import sum_known
 from resilient_imagen.errors import ImageGenerationError
 from resilient_imagen.pipeline.deadline import Deadline
-from resilient_imagen.pipeline.on_start import OnStartHook
 from resilient_imagen.pipeline.outcome import AttemptSuccess
 from resilient_imagen.pipeline.state import CallState
 from resilient_imagen.reasons import Reason
@@ -111,7 +110,6 @@ def _part_of(call: CallState, first: AttemptSuccess, deadline: Deadline, number:
         steps=((first.route,),),
         started=call.started,
         deadline=deadline,
-        on_start=OnStartHook(None),
         progress=call.progress,
         attempts=call.attempts,
         failures=call.failures,

@@ -19,7 +19,7 @@ from resilient_imagen.errors import (
 from resilient_imagen.pipeline.deadline import CLOCK_TOLERANCE
 from resilient_imagen.pipeline.overlap import MAX_IN_FLIGHT, REFUSALS, SECONDS_TO_END, CancelCause
 from resilient_imagen.reasons import BreakerOutcome, Reason
-from resilient_imagen.telemetry.events import RequestEnded, RequestStarted, now
+from resilient_imagen.telemetry.events import RequestEnded, RequestStarted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -84,8 +84,8 @@ class CallState:
     """Loop time in seconds."""
     deadline: Deadline
     """The time by which the caller needs the image."""
-    on_start: OnStartHook
-    """Fires when the first request is sent."""
+    on_start: OnStartHook | None = None
+    """Fires when the first request is sent; None if the caller wants no call."""
     progress: ProgressReporter | None = None
     """Reports steps of the call to its caller; None if the caller wants none."""
     routes: tuple[Route, ...] = field(init=False)
@@ -226,7 +226,7 @@ class CallState:
         else:
             out_of_time = ours is not None and ours.reason is Reason.DEADLINE
             outcome = "deadline" if out_of_time else "error"
-        first, ended = self.routes[0], now()
+        first, ended = self.routes[0], self.loop.time()
         return RequestEnded(
             at=ended,
             call_id=self.id,
@@ -349,8 +349,6 @@ class RouteState:
     route. Until the call first queues for the route, it is the call's deadline itself."""
     adapted: AdaptedRequest = field(init=False)
     """The request, cut to what the route's model takes. Set when the breaker let the call in."""
-    max_server_wait: float = math.inf
-    """Longest hint of a server, in seconds, that is waited for if no other route can serve."""
     sent_at: float = 0.0
     """Loop time at which the latest request was sent."""
     time_limit: float = 0.0
@@ -365,8 +363,6 @@ class RouteState:
     """How the latest request failed."""
     failed_route: Route | None = None
     """The route of that request."""
-    retry_queue_wait: float = 0.0
-    """Seconds that a retry would wait in the queue, as estimated when the latest request failed."""
     call: CallState | None = None
     """The call, while the route's task runs."""
     task: asyncio.Task[Any] | None = None
@@ -454,6 +450,11 @@ class RouteState:
         """Return why the next route is due, each reason once."""
         kinds, self.overlaps_due = self.overlaps_due, []
         return kinds
+
+    @property
+    def cancellations(self) -> int:
+        """Return how often the route's task was asked to cancel."""
+        return 0 if self.task is None else self.task.cancelling()
 
     def cancel(self, cause: CancelCause) -> None:
         """Cancel the route's task, if it still runs. The first cause remains."""

@@ -53,6 +53,8 @@ class StepState:
     index: int
     """Its place in the chain, from 0."""
     routes: Step
+    has_accounts: bool
+    """Whether there is a choice between several accounts."""
     later_routes: tuple[Route, ...]
     """The routes of all later steps, in order."""
     max_attempts: int
@@ -70,11 +72,6 @@ class StepState:
     """Loop times until which accounts asked the call to wait."""
     running: list[OnRoute] = field(default_factory=list)
     """The states of the call on this step that have not ended; two while requests overlap."""
-
-    @property
-    def has_accounts(self) -> bool:
-        """Return whether there is a choice between several accounts."""
-        return len(self.routes) > 1
 
     def note_sent(self, route: Route) -> int:
         """Count a request to a route; return how many the call has sent to it."""

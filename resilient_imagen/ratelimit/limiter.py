@@ -82,13 +82,15 @@ class TokenSchedule:
 class Slot:
     """One caller's position in the queue, and then its concurrency slot and place."""
 
-    def __init__(self, limiter: RateLimiter, useful_until: float) -> None:
+    def __init__(
+        self, limiter: RateLimiter, loop: asyncio.AbstractEventLoop, useful_until: float = math.inf
+    ) -> None:
         self._limiter = limiter
         self.useful_until = useful_until
         """Loop time after which a grant would be too late; the caller should leave by then."""
         self.waited: bool
         """Whether the slot was not granted at once. `RateLimiter.join` sets it."""
-        self.granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.granted: asyncio.Future[None] = loop.create_future()
         self.receipt: float | None = None
         """The receipt of the place taken; None while waiting and after leaving."""
         self.granted_at: float = math.nan
@@ -169,7 +171,7 @@ class RateLimiter:
         Raises:
             QueueFullError: ``max_queue`` callers wait already.
         """
-        slot = Slot(self, useful_until)
+        slot = Slot(self, asyncio.get_running_loop(), useful_until)
         self._queue.append(slot)
         self._serve()
         slot.waited = not slot.granted.done()
@@ -178,11 +180,25 @@ class RateLimiter:
             raise QueueFullError
         return slot
 
+    def take_free(self) -> Slot | None:
+        """Return a granted slot if nobody waits and a slot and a place are free now, else None."""
+        loop = asyncio.get_running_loop()
+        now = self._now(loop)
+        if not self._is_free(now):
+            return None
+        slot = Slot(self, loop)
+        slot.waited = False
+        self._grant(slot, now)
+        return slot
+
     def is_free(self) -> bool:
         """Return whether a new caller would be granted a slot at once."""
-        now = self._now(asyncio.get_running_loop())
-        waits = self._queue or self.in_flight >= self._max_concurrent
-        return not waits and self._place_wait(now, 0) <= CLOCK_TOLERANCE
+        return self._is_free(self._now(asyncio.get_running_loop()))
+
+    def _is_free(self, now: float) -> bool:
+        if self._queue or len(self._slots) >= self._max_concurrent:
+            return False
+        return self._place_wait(now, 0) <= CLOCK_TOLERANCE
 
     def shortest_wait(self, latency: float | None = None, slot: Slot | None = None) -> float:
         """Return the seconds that a new caller waits, if every request takes ``latency``.
@@ -267,11 +283,14 @@ class RateLimiter:
         slot = self._queue.popleft()
         if slot.granted.done() or slot.granted.get_loop() is not loop:
             return None  # its caller was cancelled, or belongs to another loop
+        self._grant(slot, now)
+        return slot
+
+    def _grant(self, slot: Slot, now: float) -> None:
         slot.receipt = self._schedule.take(now)
         slot.granted_at = now
         self._slots.add(slot)
         slot.granted.set_result(None)
-        return slot
 
     def _schedule_wakeup(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
         if self._timer is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from resilient_imagen._provider_settings import limit_variables
 from resilient_imagen.effective_settings import value_text, variable_of, variables_of
-from resilient_imagen.telemetry.events import SettingsReported, now
+from resilient_imagen.telemetry.events import SettingsReported
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator, Sequence
@@ -49,9 +49,13 @@ class SettingsReporter:
         """The content of the last report."""
         self._at = 0.0
 
-    def report_if_due(self) -> None:
-        """Report the settings if they have changed since the last report, or if that is old."""
-        settings, at = self._settings(), now()
+    def report_if_due(self, at: float) -> None:
+        """Report the settings if they have changed since the last report, or if that is old.
+
+        Args:
+            at: The loop time now.
+        """
+        settings = self._settings()
         present: list[object] = [settings]
         for breaker in self._breakers:
             present += breaker.config, _is_kept_open(breaker)

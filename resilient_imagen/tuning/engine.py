@@ -15,7 +15,6 @@ from resilient_imagen.pipeline.attempt import AttemptExecutor
 from resilient_imagen.pipeline.deadline import Deadline
 from resilient_imagen.pipeline.fitter import FittedImage, ImageFitter
 from resilient_imagen.pipeline.hedge import OverlapPolicy
-from resilient_imagen.pipeline.on_start import OnStartHook
 from resilient_imagen.pipeline.pipeline import Pipeline
 from resilient_imagen.pipeline.route import Route
 from resilient_imagen.pipeline.route_factory import new_breaker, new_limiter
@@ -126,7 +125,6 @@ class _Simulation:
             steps=self._steps,
             started=loop.time(),
             deadline=Deadline.after(self._seconds, loop.time()),
-            on_start=OnStartHook(None),
             on_late_attempt=partial(self._run.record_attempt, request),
         )
         self._run.record_start(call.started)

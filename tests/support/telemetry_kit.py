@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from pipeline_kit import ONE_AT_A_TIME, PipelineScenario, run_with_client
 
 from resilient_imagen import Settings
+from resilient_imagen.providers.base import Endpoint
 from resilient_imagen.testing import FakeProvider, RecordingSink
 
 T = TypeVar("T")
@@ -102,11 +103,15 @@ def attributes(span: ReadableSpan) -> Attributes:
 
 
 def run_telemetry_scenario(
-    scene: Callable[[TelemetryScenario], Awaitable[T]], **settings: Any
+    scene: Callable[[TelemetryScenario], Awaitable[T]],
+    *,
+    endpoint: Endpoint | None = None,
+    **settings: Any,
 ) -> T:
-    """Run ``scene`` on virtual time with these settings."""
+    """Run ``scene`` on virtual time with these settings, and another endpoint of Google's."""
     telemetry, events = Telemetry(), RecordingSink()
     google, openai = FakeProvider("google"), FakeProvider("openai", latency=2.0)
+    google.endpoint = google.endpoint if endpoint is None else endpoint
     return run_with_client(
         lambda client: scene(TelemetryScenario(google, openai, client, events, telemetry)),
         Settings(**{**ONE_AT_A_TIME, **settings}),

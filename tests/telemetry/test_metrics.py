@@ -445,8 +445,6 @@ def test_a_retry_names_the_service_that_its_attempt_named() -> None:
     """Attempt and retry name Vertex AI or the Gemini API by the address."""
 
     async def scene(scenario: TelemetryScenario) -> None:
-        url = "https://europe-west4-aiplatform.googleapis.com"
-        scenario.google.endpoint = Endpoint("google", url)
         scenario.google.fail(Reason.OVERLOADED, status=503, times=1)
         await scenario.ask()
         ((found, count),) = scenario.telemetry.points("imagegen.retries")
@@ -454,7 +452,8 @@ def test_a_retry_names_the_service_that_its_attempt_named() -> None:
         attempt = scenario.telemetry.attempts()[0].attributes or {}
         assert attempt["gen_ai.provider.name"] == "gcp.vertex_ai"
 
-    run_telemetry_scenario(scene, **FAST)
+    endpoint = Endpoint("google", "https://europe-west4-aiplatform.googleapis.com")
+    run_telemetry_scenario(scene, endpoint=endpoint, **FAST)
 
 
 def test_the_number_of_response_models_in_metrics_is_limited() -> None:
