@@ -350,7 +350,9 @@ class ImageClient:
         self._settings_report.report_if_due(call.started)
         self._dispatcher.emit(call.started_event())
         try:
-            prepare = partial(self._prepare, call, references, mask)
+            prepare = None
+            if references or mask is not None or self._coordinator is not None:
+                prepare = partial(self._prepare, call, references, mask)
             served = await self._pipeline.run(call, prepare, self._in_flight)
             result = served.result(call)
             if call.progress is not None:

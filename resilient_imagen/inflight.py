@@ -47,6 +47,8 @@ class CallsInFlight:
     def leave(self, timer: asyncio.Timeout) -> None:
         """Remove a call, and wake the callers of `drained` after the last one."""
         self._calls.pop(timer, None)
+        if not self._waiting:
+            return
         waiting, self._waiting = self._waiting, []
         for future in waiting:
             if not future.done() and not future.get_loop().is_closed():

@@ -86,9 +86,12 @@ class AttemptExecutor:
         state.time_limit = route.timeout
         sent = self._begin(call, state, slot, permit)
         started = state.sent_at = sent.at
-        limit = state.deadline.limit_attempt(started, state.time_limit, call.deadline)
+        limit_at = started + state.time_limit
         # When a request is kept, its end is set once it has passed its limit.
-        timer = asyncio.timeout_at(None if self._overlap.keeps else limit.timer_at)
+        keeps = self._overlap.keeps
+        timer = asyncio.timeout_at(
+            None if keeps else state.deadline.attempt_timer_at(limit_at, call.deadline)
+        )
         previews: PreviewWatch | None = None
         if request.partial_images is not None:
             previews = PreviewWatch(call, state)
@@ -109,12 +112,11 @@ class AttemptExecutor:
                 asyncio.CancelledError() if cancelled and isinstance(caught, Exception) else caught
             )
             now = loop.time()
-            cut_short = limit.cut_short and not (self._overlap.keeps or state.detached)
             failure = classify_failure(
                 error,
                 started=started,
                 now=now,
-                limit=limit._replace(cut_short=cut_short),
+                cut_short=not (keeps or state.detached) and state.deadline.cuts_short(limit_at),
                 timed_out=timer.expired(),
                 call_deadline=Deadline(math.inf) if state.detached else call.deadline,
                 cut_short_counts_after=partial(

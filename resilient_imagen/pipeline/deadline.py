@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -11,7 +10,7 @@ if TYPE_CHECKING:
 
     from resilient_imagen.pipeline.route import Route
 
-__all__ = ["CLOCK_TOLERANCE", "MIN_USEFUL_SECONDS", "AttemptLimit", "Deadline"]
+__all__ = ["CLOCK_TOLERANCE", "MIN_USEFUL_SECONDS", "Deadline"]
 
 CLOCK_TOLERANCE: Final = 1e-3
 """Seconds by which a timer and the clock may disagree."""
@@ -20,17 +19,7 @@ MIN_USEFUL_SECONDS: Final = 1e-3
 """Seconds that must be left for a request to be worth sending."""
 
 
-class AttemptLimit(NamedTuple):
-    """When one request is ended, and whether that is before its own time limit."""
-
-    timer_at: float | None
-    """Loop time at which the request's own timer fires; None if the call's timer fires first."""
-    cut_short: bool
-    """Whether the route's deadline ends the request before its own time limit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Deadline:
+class Deadline(NamedTuple):
     """A loop time by which a call, or its time on one route, must be over."""
 
     at: float
@@ -86,15 +75,20 @@ class Deadline:
                 return share
         return self
 
-    def limit_attempt(self, started: float, timeout: float, call: Deadline) -> AttemptLimit:
-        """Return when a request on a route with this deadline is ended.
+    def cuts_short(self, limit_at: float) -> bool:
+        """Return whether a request ends before its own time limit, at loop time ``limit_at``."""
+        return self.at < limit_at
+
+    def attempt_timer_at(self, limit_at: float, call: Deadline) -> float | None:
+        """Return when the timer of a request on a route with this deadline fires.
 
         Args:
-            started: Loop time at which the request is sent.
-            timeout: The route's time limit per request in seconds.
+            limit_at: Loop time of the request's own time limit.
             call: The deadline of the whole call, which has a timer of its own.
+
+        Returns:
+            A loop time; None if the call's timer fires first.
         """
-        own = started + timeout
-        if self.at >= own:
-            return AttemptLimit(own, cut_short=False)
-        return AttemptLimit(None if self.at >= call.at else self.at, cut_short=True)
+        if not self.cuts_short(limit_at):
+            return limit_at
+        return None if self.at >= call.at else self.at

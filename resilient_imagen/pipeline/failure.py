@@ -19,7 +19,6 @@ from resilient_imagen.reasons import POLICIES, BreakerOutcome, Reason
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from resilient_imagen.pipeline.deadline import AttemptLimit
     from resilient_imagen.result import Usage
 
 __all__ = ["FailureClass", "classify_failure"]
@@ -130,7 +129,7 @@ def classify_failure(
     *,
     started: float,
     now: float,
-    limit: AttemptLimit,
+    cut_short: bool,
     timed_out: bool,
     call_deadline: Deadline,
     cut_short_counts_after: Callable[[], float],
@@ -143,7 +142,7 @@ def classify_failure(
         error: What the provider raised, or what reached the request from outside.
         started: Loop time at which it was sent.
         now: Loop time at which it ended.
-        limit: When it was to be ended.
+        cut_short: Whether the route's deadline was to end it before its own time limit.
         timed_out: Whether its own timer has fired.
         call_deadline: The deadline of the whole call.
         cut_short_counts_after: Returns the seconds after which a healthy request would have been
@@ -161,8 +160,8 @@ def classify_failure(
     if timed_out and isinstance(error, Exception):
         timeout = provider_failure(Reason.TIMEOUT)
         timeout.__suppress_context__ = True
-        vote = cut_short_vote() if limit.cut_short else BreakerOutcome.FAILURE
-        return FailureClass(Reason.TIMEOUT, vote, timeout, cut_short=limit.cut_short)
+        vote = cut_short_vote() if cut_short else BreakerOutcome.FAILURE
+        return FailureClass(Reason.TIMEOUT, vote, timeout, cut_short=cut_short)
     if isinstance(error, asyncio.CancelledError):
         out_of_time = call_deadline.has_passed(now)
         if past_limit:

@@ -96,20 +96,19 @@ class Fallback:
             self._start(call, branches, call.routes[0])
             while True:
                 await call.changed()
-                ended = [each for each in branches if each.task.done()]
-                for branch in ended:
-                    branches.remove(branch)
-                images = [(each, self._result(each)) for each in ended]
-                for branch, served in images:
+                ended: list[tuple[_Branch, AttemptSuccess | None]] = []
+                for branch in tuple(branches):
+                    if branch.task.done():
+                        branches.remove(branch)
+                        ended.append((branch, self._result(branch)))
+                for branch, served in ended:
                     if served is not None and served.event is call.success_event:
                         return await self._deliver(call, branch, served, branches)
-                for branch in ended:
+                for branch, _ in ended:
                     if (error := self._on_failure(call, branch, branches)) is not None:
                         await self._end(call, branches, CancelCause.CALLER)
                         raise call.with_attempts(error)
-                for branch in tuple(branches):
-                    for kind in branch.state.take_overlaps():
-                        self._on_overlap(call, branch, kind, branches)
+                self._start_overlaps(call, branches)
                 if not branches:
                     raise call.final_error()
         finally:
@@ -178,6 +177,11 @@ class Fallback:
         self._start(call, branches, following, kind)
 
     # -- an overlap is due ------------------------------------------------------------------------
+
+    def _start_overlaps(self, call: CallState, branches: list[_Branch]) -> None:
+        for branch in tuple(branches):
+            for kind in branch.state.take_overlaps():
+                self._on_overlap(call, branch, kind, branches)
 
     def _on_overlap(
         self, call: CallState, branch: _Branch, kind: OverlapKind, branches: list[_Branch]

@@ -32,10 +32,13 @@ class AttemptSuccess(NamedTuple):
     def result(self, call: CallState) -> ImageResult:
         """Return the result of the call that the image is for."""
         dropped = (*call.dropped_references, *self.adapted.dropped)
-        provider = self.route.provider.name
+        provider, image = self.route.provider.name, self.image
+        notes = image.notes
+        if image.ignored_options:
+            notes += tuple(f"{provider} does not support {name}" for name in image.ignored_options)
         return ImageResult(
-            image_bytes=self.image.data,
-            mime_type=self.image.mime_type,
+            image_bytes=image.data,
+            mime_type=image.mime_type,
             provider=provider,
             model=self.route.model,
             attempts=len(call.attempts),
@@ -43,13 +46,9 @@ class AttemptSuccess(NamedTuple):
             dropped_references=tuple(sorted(dropped, key=itemgetter("index"))) if dropped else (),
             usage=self.usage,
             latency_s=call.loop.time() - call.started,
-            adjustments=(
-                *self.image.notes,
-                *[f"{provider} does not support {name}" for name in self.image.ignored_options],
-                *call.reference_notes,
-                *self.adapted.notes,
-            ),  # telemetry shows the first
-            more_images=tuple([image.data for image in self.image.others]),
+            # Telemetry shows the first one.
+            adjustments=(*notes, *call.reference_notes, *self.adapted.notes),
+            more_images=tuple(other.data for other in image.others) if image.others else (),
             n=call.request.n or 1,
         )
 

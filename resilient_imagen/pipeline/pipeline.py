@@ -111,13 +111,16 @@ class Pipeline:
     # -- deadline ---------------------------------------------------------------------------------
 
     async def run(
-        self, call: CallState, prepare: Callable[[], Awaitable[None]], in_flight: CallsInFlight
+        self,
+        call: CallState,
+        prepare: Callable[[], Awaitable[None]] | None,
+        in_flight: CallsInFlight,
     ) -> AttemptSuccess:
         """Serve the call within its deadline: load what it needs, then go across the routes.
 
         Args:
             call: The call.
-            prepare: Loads what it needs.
+            prepare: Loads what it needs; None if that is nothing.
             in_flight: Counts the call, and may end it early.
 
         Raises:
@@ -130,7 +133,8 @@ class Pipeline:
         in_flight.enter(timer)
         try:
             async with timer:
-                await prepare()
+                if prepare is not None:
+                    await prepare()
                 served = await self._across_routes(call)
                 if call.request.n is None:
                     return served
@@ -527,7 +531,8 @@ class Pipeline:
 
     async def _with_breaker(self, call: CallState, state: RouteState, slot: Slot) -> AttemptOutcome:
         """Send one request with a permit, the one acquired early or a new one; settle it once."""
-        state.drop_permit(only_if_stale=True)
+        if state.permit is not None:
+            state.drop_permit(only_if_stale=True)
         if state.permit is None:
             answer = state.route.breaker.acquire()
             if isinstance(answer, Rejection):

@@ -132,7 +132,7 @@ class _Simulation:
             self._dispatcher.emit(call.started_event())
         success, error = None, None
         try:
-            success = await self._pipeline.run(call, _nothing_to_prepare, self._in_flight)
+            success = await self._pipeline.run(call, None, self._in_flight)
         except ImageGenerationError as failed:
             error = failed
         call.ended = True
@@ -180,10 +180,6 @@ async def _until(at: float) -> None:
         reached = loop.create_future()
         loop.call_at(at, reached.set_result, None)
         await reached
-
-
-async def _nothing_to_prepare() -> None:
-    return
 
 
 class _NoFitter(ImageFitter):

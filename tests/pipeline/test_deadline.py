@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from resilient_imagen.pipeline.deadline import MIN_USEFUL_SECONDS, AttemptLimit, Deadline
+from resilient_imagen.pipeline.deadline import MIN_USEFUL_SECONDS, Deadline
 
 NEVER = Deadline(math.inf)
 
@@ -74,16 +74,18 @@ def test_time_is_reserved_only_for_a_route_that_can_use_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("route", "call", "limit"),
+    ("route", "call", "ends_at"),
     [
-        (math.inf, math.inf, AttemptLimit(60.0, cut_short=False)),
-        (60.0, 60.0, AttemptLimit(60.0, cut_short=False)),
-        (40.0, 80.0, AttemptLimit(40.0, cut_short=True)),
-        (40.0, 40.0, AttemptLimit(None, cut_short=True)),
+        (math.inf, math.inf, 60.0),
+        (60.0, 60.0, 60.0),
+        (40.0, 80.0, 40.0),
+        (40.0, 40.0, None),
     ],
 )
 def test_a_request_ends_at_the_earliest_of_three_limits(
-    route: float, call: float, limit: AttemptLimit
+    route: float, call: float, ends_at: float | None
 ) -> None:
     """A request ends at its timeout, its route's share or the deadline, which has its own timer."""
-    assert Deadline(route).limit_attempt(0.0, 60.0, Deadline(call)) == limit
+    deadline = Deadline(route)
+    assert deadline.attempt_timer_at(60.0, Deadline(call)) == ends_at
+    assert deadline.cuts_short(60.0) == (ends_at != 60.0)

@@ -15,14 +15,12 @@ from resilient_imagen.errors import (
     SaturatedError,
     provider_failure,
 )
-from resilient_imagen.pipeline.deadline import AttemptLimit, Deadline
+from resilient_imagen.pipeline.deadline import Deadline
 from resilient_imagen.pipeline.failure import FailureClass, classify_failure
 from resilient_imagen.reasons import BreakerOutcome, Reason
 
 FAILURE, THROTTLED = BreakerOutcome.FAILURE, BreakerOutcome.THROTTLED
 NEUTRAL, SUCCESS = BreakerOutcome.NEUTRAL, BreakerOutcome.SUCCESS
-OWN_LIMIT = AttemptLimit(60.0, cut_short=False)
-SHARE = AttemptLimit(40.0, cut_short=True)
 
 
 def classify(error: BaseException, **facts: Any) -> FailureClass:
@@ -30,7 +28,7 @@ def classify(error: BaseException, **facts: Any) -> FailureClass:
     usual: dict[str, Any] = {
         "started": 0.0,
         "now": 60.0,
-        "limit": OWN_LIMIT,
+        "cut_short": False,
         "timed_out": False,
         "call_deadline": Deadline(math.inf),
         "cut_short_counts_after": lambda: 30.0,
@@ -51,7 +49,7 @@ def test_a_request_cut_short_by_the_share_votes_if_it_ran_long(
     ended: float, vote: BreakerOutcome
 ) -> None:
     """A request that its share ends after 30 s votes as a failure."""
-    failure = classify(TimeoutError(), timed_out=True, limit=SHARE, now=ended)
+    failure = classify(TimeoutError(), timed_out=True, cut_short=True, now=ended)
     assert (failure.reason, failure.vote, failure.cut_short) == (Reason.TIMEOUT, vote, True)
 
 
