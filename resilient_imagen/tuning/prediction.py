@@ -38,7 +38,7 @@ _T_95: Final = {
 
 REPLAY_ERROR: Final = 0.005
 """Share of a value by which a replay is wrong without any gap: a request that is sent a moment
-earlier or later than the recorded one has another outcome (`benchmarks/tuning_accuracy.py`)."""
+earlier or later than the recorded one has another outcome (`tests/support/tuning_accuracy.py`)."""
 
 
 class Estimate(NamedTuple):

@@ -16,8 +16,6 @@ from typing import Any, Final
 
 from resilient_imagen.cost import usual_image_cost
 
-__all__ = ["COSTS", "KINDS", "ROUTES", "Regime", "World", "worlds"]
-
 ROUTES: Final = ("google:gemini-3-pro-image", "openai:gpt-image-2.5-flare")
 COSTS: Final = tuple(usual_image_cost(route.partition(":")[2], "2K") or 0.0 for route in ROUTES)
 """Dollars of an image on each route, by the library's model table."""
@@ -136,6 +134,3 @@ def worlds(seed: int = 0, hours: float = 5.0) -> list[World]:
         _world("thin traffic", next(number), 110, 45, hours=2.5 * hours, per_minute=1.5),
         _world("both vendors", next(number), 60, 25, hours=hours, openai=second),
     ]
-
-
-KINDS: Final = tuple(world.name for world in worlds())

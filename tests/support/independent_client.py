@@ -22,8 +22,6 @@ from independent_breaker import Breaker, Permit, Queue, Rules
 from independent_worlds import COSTS, ROUTES, World
 from simpy import Environment, Event
 
-__all__ = ["Results", "simulate"]
-
 _EPOCH: Final = 1.75e9
 _TYPICAL: Final = (20.0, 25.0)
 """Seconds that an image usually takes on each route."""

@@ -9,8 +9,6 @@ from typing import Final, NamedTuple
 
 from simpy import Environment, Event
 
-__all__ = ["Breaker", "Permit", "Queue", "Rules"]
-
 _OUTSIDE_RATE: Final = frozenset({"rate_limited", "cancelled"})
 """Reasons that count as consecutive failures only, not in the failure rate."""
 

@@ -1,13 +1,13 @@
-"""Compare the tuner's predictions with the results of settings that were not recorded.
+"""Accuracy study of the tuner: its predictions, compared with true results.
 
-    python benchmarks/tuning_accuracy.py [SEED...]
+    python tests/support/tuning_accuracy.py [SEED...]
 
 An independent simulation (`independent_client`) of 12 worlds records one run with the default
 settings, from which the tuner predicts the results of five other settings. The simulation of the
 same world under these settings gives the true results. A seed takes five minutes on one processor.
 
-It also shows how far the pipeline is from the independent simulation where it knows the outcome of
-every request, as the two are written from the same rules.
+The last line states how far the pipeline is from the independent simulation if it knows the outcome
+of every request: both are written from the same rules.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ from resilient_imagen.tuning.import_logs import read_rows
 from resilient_imagen.tuning.outcome_model import Incident, SimulatedOutcome, SimulatedRequest
 from resilient_imagen.tuning.prediction import DRAWS, Estimate, predict
 from resilient_imagen.tuning.run_metrics import measure
-
-__all__ = ["OTHERS", "Case", "cases", "coverage", "error", "exact", "record"]
 
 OTHERS: Final[Mapping[str, Mapping[str, Any]]] = {
     "patient": {
@@ -107,7 +105,7 @@ class _Known:
 
     def outcome_for(self, ask: SimulatedRequest) -> SimulatedOutcome:
         """Return the outcome of a request."""
-        _, call, route, number = ask.coin._parts  # noqa: SLF001 - the request's identity
+        _, call, route, number = ask.coin._parts  # the request's identity
         reason, seconds, hint = self._world.outcome(route, ask.at, call, number)
         found = None if reason is None else Reason(reason)
         return SimulatedOutcome(found, seconds, hint, COSTS[route])
