@@ -8,13 +8,13 @@ of 30 minutes with the default limits.
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
-import vl_convert
-from outage import DEFAULT, DESIGNS, LOST, figures, is_wasted
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from outage import DEFAULT, DESIGNS, figures, is_wasted
 
 PICTURE = Path(__file__).parents[1] / ".github" / "outage.svg"
 LABELS = {
@@ -28,97 +28,55 @@ FROM, TO = 20, 90
 """Minutes that are shown."""
 SEED = 5
 """The variant of 30 minutes."""
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text instead of outlines
+    "svg.hashsalt": "outage",  # equal names of its parts in each run
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#dddddd",
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.titlelocation": "left",
+    "axes.titlesize": 9,
+    "grid.color": "#dddddd",
+}
 
 
-def chart() -> dict[str, Any]:
-    """Return a Vega-Lite chart: a column per design, images above and wasted requests below."""
+def chart() -> Figure:
+    """Return a column of plots per design: images above, and wasted requests below."""
     (span,) = DEFAULT.outcomes(SEED).incidents()
-    images: list[dict[str, Any]] = []
-    wasted: list[dict[str, Any]] = []
-    for name, label in LABELS.items():
+    figure = Figure((9.5, 5.5), layout="constrained")
+    rows = figure.subplots(2, len(LABELS), sharex=True, sharey="row", height_ratios=(3, 1))
+    for column, (name, label) in enumerate(LABELS.items()):
+        images, requests = rows[:, column]
         result = DESIGNS[name](DEFAULT, SEED)
         found = figures(DEFAULT, result, SEED)
-        mean, count = f"{found['mean']:.0f}", f"{found['wasted']:.0f}"
-        design = f"{label}|{mean} s an image while Google is down,|{count} wasted requests"
-        calls = zip(result.started, result.seconds, result.served, strict=True)
-        images += [
-            {"design": design, "minute": at / 60, "seconds": seconds, "by": [*VENDORS][route]}
-            for at, seconds, route in calls
-            if route != LOST and FROM <= at / 60 < TO
-        ]
-        wasted += [
-            {"design": design, "minute": each.at / 60}
-            for each in result.sent
-            if is_wasted(result, each) and FROM <= each.at / 60 < TO
-        ]
-
-    order = list(dict.fromkeys(each["design"] for each in images))
-    minute = {
-        "field": "minute",
-        "type": "quantitative",
-        "scale": {"domain": [FROM, TO], "nice": False},
-        "axis": {"title": "minute", "grid": False, "values": [30, 45, 60, 75]},
-    }
-    colours = {"domain": [*VENDORS], "range": [*VENDORS.values()]}
-    legend = {"title": None, "orient": "top", "symbolSize": 90, "symbolOpacity": 1}
-    points = {
-        "mark": {"type": "point", "filled": True, "size": 11, "opacity": 0.8, "aria": False},
-        "encoding": {
-            "x": minute,
-            "y": {"field": "seconds", "type": "quantitative", "title": "seconds to each image"},
-            "color": {"field": "by", "scale": colours, "legend": legend},
-        },
-    }
-    bars = {
-        "mark": {"type": "bar", "color": "#c03a2b", "binSpacing": 0, "aria": False},
-        "encoding": {
-            "x": {**minute, "bin": {"step": 1}},
-            "y": {"aggregate": "count", "title": "wasted a minute"},
-        },
-    }
-    down = {
-        "data": {"values": [{"minute": span.start / 60, "until": span.end / 60}]},
-        "mark": {"type": "rect", "color": "#f9e0dc"},
-        "encoding": {"x": minute, "x2": {"field": "until"}},
-    }
-
-    def row(values: list[dict[str, Any]], marks: Any, height: int, header: Any) -> dict[str, Any]:
-        header = {"title": None, "labelAnchor": "start", "labelFontSize": 12, **header}
-        return {
-            "data": {"values": values},
-            "facet": {"column": {"field": "design", "sort": order, "header": header}},
-            "spec": {"width": 190, "height": height, "layer": [down, marks]},
-            "bounds": "flush",
-        }
-
-    lines, none = {"labelExpr": "split(datum.label, '|')"}, {"labels": False}
-    font = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "tickCount": 5}
-    return {
-        "background": "white",
-        "spacing": 30,
-        "config": {"axis": font, "legend": {"labelFontSize": 13}},
-        "vconcat": [row(images, points, 200, lines), row(wasted, bars, 70, none)],
-    }
+        images.set_title(
+            f"{label}\n{found['mean']:.0f} s an image while Google is down,"
+            f"\n{found['wasted']:.0f} wasted requests"
+        )
+        for route, (vendor, colour) in enumerate(VENDORS.items()):
+            calls = zip(result.started, result.seconds, result.served, strict=True)
+            shown = [(at / 60, s) for at, s, by in calls if by == route and at >= FROM * 60]
+            images.plot(*zip(*shown, strict=True), ".", color=colour, markersize=4, label=vendor)
+        wasted = [sent.at / 60 for sent in result.sent if is_wasted(result, sent)]
+        requests.hist(wasted, range(FROM, TO + 1), color="#c03a2b")
+        for plot in (images, requests):
+            plot.axvspan(span.start / 60, span.end / 60, color="#f9e0dc", zorder=0)
+            plot.set(xlim=(FROM, TO), ylim=(0, None))
+        requests.set_xlabel("minute")
+    rows[0, 0].set_ylabel("seconds to each image")
+    rows[1, 0].set_ylabel("wasted a minute")
+    handles, labels = rows[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=2, markerscale=2, frameon=False)
+    return figure
 
 
 def draw(path: Path = PICTURE) -> None:
     """Simulate the outage once, and write its picture: an SVG, or a PNG by its ending."""
-    found = chart()
-    if path.suffix == ".png":
-        path.write_bytes(vl_convert.vegalite_to_png(found, scale=2))
-    else:
-        path.write_text(smaller(vl_convert.vegalite_to_svg(found)), encoding="utf-8")
-
-
-def smaller(svg: str) -> str:
-    """Round to tenths of a pixel, write circles as circles, and drop the names of the parts."""
-    svg = re.sub(r' (?:class|role|aria-[\w-]+)="[^"]*"', "", svg)
-    svg = re.sub(r"\d+\.\d{2,}", lambda number: f"{float(number[0]):.1f}", svg)
-    return re.sub(
-        r'<path transform="translate\(([\d.]+),([\d.]+)\)" d="M([\d.]+),0A[^"]*"([^>]*)/>',
-        r'<circle cx="\1" cy="\2" r="\3"\4/>',
-        svg,
-    )
+    with mpl.rc_context(STYLE):
+        chart().savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 if __name__ == "__main__":

@@ -179,7 +179,7 @@ def test_the_picture_equals_the_output_of_the_code(command: ModuleType, tmp_path
     shown = (ROOT / ".github" / "outage.svg").read_text()
     for svg in (drawn, shown):
         for vendor, colour in command.outage_picture.VENDORS.items():
-            assert len(re.findall(rf'<circle[^>]* fill="{colour}"', svg)) > 300, vendor
+            assert len(re.findall(f'<use[^>]*"fill: {colour};', svg)) > 300, vendor
             assert vendor in svg
         for label in command.outage_picture.LABELS.values():
             assert label in svg

@@ -13,9 +13,9 @@ from cli_kit import environment
 import resilient_imagen
 
 HEAVY = (
-    "PIL", "aiohttp", "google.genai", "h11", "httpx2", "openai", "opentelemetry", "pybreaker",
-    "pydantic", "pydantic_settings", "redis", "rich", "starlette", "structlog", "typer", "uvicorn",
-    "vl_convert",
+    "PIL", "aiohttp", "google.genai", "h11", "httpx2", "matplotlib", "openai", "opentelemetry",
+    "pybreaker", "pydantic", "pydantic_settings", "redis", "rich", "starlette", "structlog",
+    "typer", "uvicorn",
 )  # fmt: skip
 
 USES = {
