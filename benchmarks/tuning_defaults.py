@@ -22,8 +22,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+
+from tuning_kit import HOUR, HUNG, bad, record
 
 from resilient_imagen.effective_settings import settings_from
 from resilient_imagen.reasons import Reason
@@ -32,7 +37,6 @@ from resilient_imagen.tuning import (
     Measures,
     Objective,
     Outage,
-    Recorder,
     Scenario,
     Service,
     Traffic,
@@ -40,33 +44,26 @@ from resilient_imagen.tuning import (
     sweep,
     waves,
 )
-from resilient_imagen.tuning.gather import gather
 from resilient_imagen.tuning.recommendation import score
 from resilient_imagen.tuning.report_text import advice_line, metric_rows
-from resilient_imagen.tuning.rows import Row
-from resilient_imagen.tuning.simulation import play
 
-HOUR, MINUTE = 3600.0, 60.0
-HELD_OUT = (11, 12, 13, 14)
 THROTTLED: dict[str, Any] = {"reason": Reason.RATE_LIMITED, "retry_after": 25.0, "latency": 0.4}
+HELD_OUT = (11, 12, 13, 14)
+"""Seeds of the scenarios that are not recorded."""
 
 
 def day(start: float) -> tuple[Outage, ...]:
     """Return the outages of the day that starts at ``start`` hours."""
-
-    def at(hour: float, minutes: float, **rest: Any) -> Outage:
-        return Outage(start=(start + hour) * HOUR, duration=minutes * MINUTE, **rest)
-
     return (
-        at(2, 8),
-        at(5, 45),
-        at(9.5, 20, share=0.5),
-        at(11, 110, ramp=10 * MINUTE),
-        at(12.9, 40, share=0.5),
-        at(15, 40, share=0.0, slower=5.0, ramp=600.0),
-        at(17, 12, reason=Reason.TIMEOUT),
-        *waves(at(19, 1, **THROTTLED), every=600.0, times=6),
-        *waves(at(21, 5), every=1800.0, times=4),
+        bad(start + 2, 8),
+        bad(start + 5, 45),
+        bad(start + 9.5, 20, share=0.5),
+        bad(start + 11, 110, ramp=600.0),
+        bad(start + 12.9, 40, share=0.5),
+        bad(start + 15, 40, share=0.0, slower=5.0, ramp=600.0),
+        bad(start + 17, 12, **HUNG),
+        *waves(bad(start + 19, 1, **THROTTLED), every=600.0, times=6),
+        *waves(bad(start + 21, 5), every=1800.0, times=4),
     )
 
 
@@ -83,10 +80,8 @@ USUAL = settings_from({})
 
 def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 200
-    rows: list[Row] = []
     shadow = USUAL.model_copy(update={"breaker_mode": "shadow"})
-    play(REPORTED, shadow, seed=1, sinks=[Recorder(rows.append)])
-    found = sweep(gather(rows), shadow, count=count, progress=note)
+    found = sweep(record(REPORTED, shadow, seed=1), shadow, count=count, progress=note)
     advised = {str(each): advice.metrics for each, advice in found.advice.items()}
     measures = {
         "recorded": found.recorded,

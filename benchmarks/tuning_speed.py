@@ -3,7 +3,7 @@
     python benchmarks/tuning_speed.py [SETTINGS]
 
 Other work of the machine slows the clock down, so half of the processor seconds is printed, too:
-the time on two idle processors. Memory is the largest of any worker; it must not grow with the
+the time on two idle processors. Memory is that of the largest process; it must not grow with the
 number of settings.
 """
 
@@ -13,64 +13,37 @@ import os
 import resource
 import sys
 import time
+from pathlib import Path
 
-from resilient_imagen.reasons import Reason
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+
+from tuning_kit import HOUR, HUNG, ROOMY, bad, record, world
+
 from resilient_imagen.settings import Settings
-from resilient_imagen.tuning import (
-    LatencyDistribution,
-    Outage,
-    Recorder,
-    Recording,
-    Scenario,
-    Service,
-    Traffic,
-    sweep,
-    waves,
-)
-from resilient_imagen.tuning.gather import gather
-from resilient_imagen.tuning.rows import Row
-from resilient_imagen.tuning.simulation import play
+from resilient_imagen.tuning import sweep, waves
 
-HOUR = 3600.0
-SETTINGS = Settings(ipm=20, max_concurrent=16)
-A_DAY = Scenario(
-    traffic=Traffic(per_minute=10, duration=24 * HOUR, spacing="even"),
-    services={
-        "google": Service(latency=LatencyDistribution(19.0, 35.0), blips=0.01),
-        "openai": Service(latency=LatencyDistribution(21.0, 32.0)),
-    },
-    outages=(
-        Outage(start=3 * HOUR, duration=2700),
-        *waves(Outage(start=10 * HOUR, duration=300), every=HOUR, times=3),
-        Outage(start=18 * HOUR, duration=1200, reason=Reason.TIMEOUT),
-    ),
-)
-
-
-def recorded() -> Recording:
-    rows: list[Row] = []
-    play(A_DAY, SETTINGS, sinks=[Recorder(rows.append)])
-    return gather(rows)
+SETTINGS = Settings(**ROOMY)
+A_DAY = world(
+    bad(3, 45), *waves(bad(10, 5), every=HOUR, times=3), bad(18, 20, **HUNG),
+    hours=24, per_minute=10, spacing="even",
+)  # fmt: skip
 
 
 def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 200
-    recording = recorded()
+    recording = record(A_DAY, SETTINGS)
+    replays: list[int] = []
     clock, work = time.monotonic(), sum(os.times()[:4])
-    replays = 0
-
-    def note(done: int, _total: int) -> None:
-        nonlocal replays
-        replays = done
-
-    sweep(recording, SETTINGS, count=count, progress=note)
+    sweep(recording, SETTINGS, count=count, progress=lambda done, _total: replays.append(done))
     clock, work = time.monotonic() - clock, sum(os.times()[:4]) - work
-    megabytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    calls = len(recording.asked)
+    processes = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    kilobytes = max(resource.getrusage(each).ru_maxrss for each in processes)
     print(
-        f"{count} settings, {replays} replays, {len(recording.asked)} calls: {clock:.0f} s on"
+        f"{count} settings, {len(replays)} replays, {calls} calls: {clock:.0f} s on"
         f" {os.cpu_count()} processors, {work / 2:.0f} s on two idle ones"
-        f" ({1e6 * work / replays / len(recording.asked):.0f} µs of processor a call),"
-        f" {megabytes:.0f} MB in the largest worker"
+        f" ({1e6 * work / len(replays) / calls:.0f} µs of processor a call),"
+        f" {kilobytes / 1024:.0f} MB in the largest process"
     )
 
 

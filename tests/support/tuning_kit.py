@@ -6,8 +6,6 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-import pytest
-
 from resilient_imagen import Reason, Settings
 from resilient_imagen.tuning import (
     LatencyDistribution,
@@ -114,6 +112,8 @@ def read(text: str, **options: Any) -> tuple[list[Row], Counter[str]]:
 
 def same(one: Recording, other: Recording) -> None:
     """Check that two recordings are equal, to a tenth of a second."""
+    import pytest  # not at the top: a benchmark measures the memory of a process with this kit
+
     assert one.duration == pytest.approx(other.duration, abs=0.1)
     assert len(one.asked) == len(other.asked)
     assert list(one.asked) == pytest.approx(list(other.asked), abs=0.1)
