@@ -1,21 +1,18 @@
 """The cost of sharing through Redis, and how fast up to 1000 workers agree.
 
-    python benchmarks/redis_ops.py [--largest 1000]
+    python benchmarks/redis_ops.py [WORKERS]
 
 First, with a real redis-server and providers that respond at once: commands and round trips per
 image, and the milliseconds that they add to a call.
 
-Then, on virtual time with the real Lua scripts: each worker is 1 ms from Redis, makes an image of
-10 s and pauses for 10 s until the vendor fails. Printed are the failed requests, the time until all
-workers know of the outage (with and without messages) and of the recovery, and the load on Redis of
-an idle fleet.
+Then, on virtual time (`fleet_agreement`), for fleets of up to 1000 or WORKERS workers: the failed
+requests of an outage, the time until all workers know of it (with and without messages) and of the
+recovery, and the load on Redis of an idle fleet.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import random
 import statistics
 import sys
 import time
@@ -23,22 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 import redis
-from fake_redis import FakeRedisCluster
-from fleet_kit import Worker
-from redis_kit import RedisServer, binary
+from fleet_agreement import agree
+from redis_kit import binary, redis_server
 
 from resilient_imagen import ImageClient, Settings
-from resilient_imagen.circuitbreaker import Permit
-from resilient_imagen.distributed import SharedOrders
-from resilient_imagen.reasons import BreakerOutcome, Reason
 from resilient_imagen.testing import FakeProvider, run_virtual
 
 SIZES = (8, 32, 100, 320, 1000)
-TURN = 10.0
-"""Seconds that an image takes, and then a rest."""
 HEADER = (
     "workers", "failed requests", "of them in flight at the third", "all know after",
     "if all messages are lost", "all are back after", "commands a second when idle",
@@ -60,35 +51,13 @@ class Cost:
     shared_ms: float
 
 
-@dataclass
-class Agreement:
-    """One fleet's outage and recovery."""
-
-    failed: int
-    under_way: int
-    """Failed requests that were in flight at the third failure."""
-    later: int
-    """Failed requests that were sent after the third failure."""
-    probes: int
-    opened_s: float
-    """Seconds from the third failure until all workers know."""
-    closed_s: float
-    """Seconds from the probe's success until all workers know."""
-    messages: int
-    """Messages that were delivered for the opening."""
-    idle_steps: float
-    """Commands per second of all workers, without calls."""
-    idle_trips: float
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--largest", type=int, default=SIZES[-1])
-    largest = parser.parse_args().largest
+    largest = int(sys.argv[1]) if len(sys.argv) > 1 else SIZES[-1]
     if binary() is None:
         print("no redis-server here: the first part is left out")
     else:
-        cost = asyncio.run(per_image(500))
+        with redis_server() as server:
+            cost = asyncio.run(per_image(server.url, 500))
         print(f"an image: {cost.steps:.2f} commands of {cost.step_us:.0f} µs", end=", ")
         print(f"{cost.trips:.2f} round trips at most; a call: {cost.alone_ms:.2f} ms", end=", ")
         print(f"through Redis on this machine {cost.shared_ms:.2f} ms\n")
@@ -102,17 +71,13 @@ def main() -> None:
         )
 
 
-async def per_image(images: int) -> Cost:
+async def per_image(url: str, images: int) -> Cost:
     """Measure one worker with one call after the other."""
-    server = RedisServer()
-    try:
-        with redis.Redis.from_url(server.url) as monitor:
-            alone, shared = await timed(None, images), await timed(server.url, images)
-            before: Any = monitor.info("all")
-            await timed(server.url, images)
-            after: Any = monitor.info("all")
-    finally:
-        server.close()
+    alone, shared = await timed(None, images), await timed(url, images)
+    with redis.Redis.from_url(url) as monitor:
+        before: Any = monitor.info("all")
+        await timed(url, images)
+        after: Any = monitor.info("all")
     command = after["cmdstat_evalsha"]
     steps = command["calls"] - before["cmdstat_evalsha"]["calls"]
     trips = after["total_reads_processed"] - before["total_reads_processed"]
@@ -131,77 +96,6 @@ async def timed(url: str | None, images: int) -> float:
             await client.generate("a lighthouse")
             took.append(time.perf_counter() - began)
     return statistics.median(took)
-
-
-async def agree(size: int, *, deaf: bool) -> Agreement:
-    """Simulate an outage, and a recovery that one worker probes; ``deaf`` loses all messages."""
-    now, chance = asyncio.get_running_loop().time, random.Random(5)
-    cluster, down, failed = FakeRedisCluster(), asyncio.Event(), list[tuple[float, float]]()
-    workers = [Worker(cluster, per_minute=60_000_000) for _ in range(size)]
-    orders = [SharedOrders(worker.coordinator, lambda *_: None, dict) for worker in workers]
-
-    async def caller(worker: Worker) -> None:
-        """Send requests, and record start and end of those that fail."""
-        await asyncio.sleep(chance.uniform(0, 2 * TURN))
-        while True:
-            answer = await worker.admit()
-            if isinstance(answer, Permit):
-                sent = now()
-                await asyncio.sleep(chance.uniform(0.8, 1.2) * TURN)
-                if down.is_set():
-                    failed.append((sent, now()))
-                    answer.settle(BreakerOutcome.FAILURE, cause=Reason.OVERLOADED, summary="503")
-                else:
-                    answer.settle(BreakerOutcome.SUCCESS)
-            await asyncio.sleep(chance.uniform(0.8, 1.2) * TURN)
-
-    await asyncio.gather(*(worker.coordinator.ready() for worker in workers))
-    await asyncio.sleep(25)  # until heartbeats are spread
-    steps, trips = cluster.store.steps, cluster.trips
-    await asyncio.sleep(20)
-    idle_steps, idle_trips = (cluster.store.steps - steps) / 20, (cluster.trips - trips) / 20
-    for worker in workers if deaf else ():
-        worker.connection.drops_messages = True
-
-    callers = [asyncio.ensure_future(caller(worker)) for worker in workers]
-    await asyncio.sleep(6 * TURN)
-    down.set()
-    messages = cluster.deliveries
-    opened = await agreed(workers, "open")
-    messages = cluster.deliveries - messages
-    await asyncio.sleep(2 * TURN)  # until all requests have ended
-    for each in callers:
-        each.cancel()
-    third = sorted(end for _, end in failed)[2]
-
-    await asyncio.sleep(61)
-    asked = await asyncio.gather(*(worker.admit() for worker in workers))
-    probes = [answer for answer in asked if isinstance(answer, Permit)]
-    well = now()
-    for probe in probes:
-        probe.settle(BreakerOutcome.SUCCESS)
-    closed = await agreed(workers, "closed")
-    await asyncio.gather(*(worker.coordinator.aclose() for worker in workers))
-    assert len(orders) == size  # the coordinator itself keeps weak references only
-    return Agreement(
-        failed=len(failed),
-        under_way=sum(sent <= third < end for sent, end in failed),
-        later=sum(sent > third for sent, _ in failed),
-        probes=len(probes),
-        opened_s=opened - third,
-        closed_s=closed - well,
-        messages=messages,
-        idle_steps=idle_steps,
-        idle_trips=idle_trips,
-    )
-
-
-async def agreed(workers: list[Worker], state: str) -> float:
-    """Return the time at which the last worker is in a state."""
-    for worker in workers:
-        while worker.state != state:
-            await worker.breaker.wait_for_change()
-    return asyncio.get_running_loop().time()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,20 +22,15 @@ from resilient_imagen.testing import TINY_PNG
 FOLDER = ROOT / "benchmarks"
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """Provide ``benchmarks/__main__.py``; the modules that it imports are removed afterwards."""
-    before = set(sys.modules)
-    monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
+@pytest.fixture(scope="module")
+def command() -> ModuleType:
+    """Provide ``benchmarks/__main__.py``."""
     spec = importlib.util.spec_from_file_location("benchmarks_command", FOLDER / "__main__.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    yield module
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
-            del sys.modules[name]
+    return module
 
 
 def script(*arguments: str) -> Any:
