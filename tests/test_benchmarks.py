@@ -15,9 +15,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import tuning_defaults
+import tuning_speed
 from paths import ROOT
+from tuning_kit import bad, world
 
 from resilient_imagen.testing import TINY_PNG
+from resilient_imagen.tuning import Objective
 
 FOLDER = ROOT / "benchmarks"
 
@@ -164,6 +168,35 @@ def test_images_of_both_designs_are_measured(
             found = script("images.py", design, "small", *given)
             assert set(found) == set(command.images.FIGURES)
             assert found["wall_ms"] > 0
+
+
+SHORT = world(bad(0.5, 20), bad(1.5, 10), hours=2, spacing="even")
+
+
+@pytest.mark.ci
+def test_the_speed_of_the_tuner_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Settings, calls, time and memory are printed, here for two hours instead of a day."""
+    monkeypatch.setattr(tuning_speed, "A_DAY", SHORT)
+    monkeypatch.setattr(sys, "argv", ["tuning_speed.py", "2"])
+    tuning_speed.main()
+    printed = capsys.readouterr().out
+    assert re.match(r"2 settings, \d+ replays, 960 calls: .*, \d+ MB in the largest pro", printed)
+
+
+@pytest.mark.ci
+def test_the_defaults_are_compared_with_recommendations(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each objective gets its measures and its result in other scenarios, here of two hours."""
+    monkeypatch.setattr(tuning_defaults, "REPORTED", SHORT)
+    monkeypatch.setattr(sys, "argv", ["tuning_defaults.py", "2"])
+    tuning_defaults.main()
+    printed = capsys.readouterr().out
+    head = "recorded", "replayed", "defaults", *map(str, Objective)
+    assert tuple(printed.split("\n")[1].split()) == head
+    assert printed.count("in 4 other scenarios: ") == len(Objective)
 
 
 def test_the_picture_equals_the_output_of_the_code(command: ModuleType, tmp_path: Path) -> None:
