@@ -242,12 +242,12 @@ def megabytes(what: str) -> float:
     return int(held) / 1024
 
 
-async def child(design: str, name: str, google_url: str, openai_url: str, file: str) -> None:
-    """Measure one design in this process, and print its figures."""
+def measure_here(design: str, name: str, google_url: str, openai_url: str, file: str) -> Figures:
+    """Measure one design in this process."""
     load = LOADS[name]
-    given = json.loads(await asyncio.to_thread(Path(file).read_text)) if load.references else []
+    given = json.loads(Path(file).read_text("ascii")) if load.references else []
     make = DESIGNS[design](load, google_url, openai_url)
-    print(json.dumps(await resource_probe(make, load, given)))
+    return asyncio.run(resource_probe(make, load, given))
 
 
 def measure(rounds: int) -> Rows:
@@ -263,6 +263,6 @@ def measure(rounds: int) -> Rows:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        asyncio.run(child(*sys.argv[1:]))
+        print(json.dumps(measure_here(*sys.argv[1:])))
     else:
         print(markdown(measure(1)))

@@ -69,9 +69,9 @@ class Case(NamedTuple):
         return found.low <= self.true[name] <= found.high
 
 
-def record(world: World, settings: Mapping[str, Any] | None = None) -> Recording:
+def record(world: World) -> Recording:
     """Return the recording of a world, with the default settings."""
-    return gather(read_rows(simulate(world, settings or {}).lines(), Counter()))
+    return gather(read_rows(simulate(world, {}).lines(), Counter()))
 
 
 def cases(
