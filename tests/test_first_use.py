@@ -26,6 +26,7 @@ from resilient_imagen.providers.google import GoogleProvider
 from resilient_imagen.providers.openai import OpenAIProvider
 from resilient_imagen.telemetry.events import OperatorWarning, RequestEnded
 from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
+from resilient_imagen.virtualtime import VirtualTimeLoop
 
 
 class Slow(FakeProvider):
@@ -192,6 +193,29 @@ def test_the_deadline_error_names_waiting_for_a_circuit() -> None:
         assert await text_of(scenario, deadline=20) == "mostly spent waiting for a circuit breaker"
         probe.cancel()
         await asyncio.wait({probe})
+
+    run_scenario(scene, **FAST, **ALONE)
+
+
+def test_the_deadline_error_names_waiting_for_an_open_circuit() -> None:
+    """The call waited until the open circuit let a probe through, which was not answered."""
+
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.client.breakers["google:gemini-3-pro-image"].open_for(30, cause=None, summary=None)
+        scenario.google.hang()
+        assert await text_of(scenario, deadline=40) == "mostly spent waiting for a circuit breaker"
+
+    run_scenario(scene, when_all_open="wait", **FAST, **ALONE)
+
+
+def test_the_deadline_error_names_no_phase_if_none_took_the_time() -> None:
+    """The application blocked the event loop until the deadline, while no circuit was open."""
+
+    async def scene(scenario: PipelineScenario) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualTimeLoop)
+        loop.call_soon(loop.advance, 100)
+        assert await text_of(scenario, deadline=20) == "google gemini-3-pro-image: out of time"
 
     run_scenario(scene, **FAST, **ALONE)
 

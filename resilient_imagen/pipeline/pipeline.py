@@ -188,9 +188,9 @@ class Pipeline:
                     wait_s=max(0.0, due - loop.time()),
                     reason=Reason.CIRCUIT_OPEN,
                 )
-            await _first_of(
-                *(breaker.wait_for_change() for breaker in asked), timeout=due - loop.time()
-            )
+            changes = [breaker.wait_for_change() for breaker in asked]
+            with call.waiting_for_breaker():
+                await _first_of(*changes, timeout=due - loop.time())
         await asyncio.sleep(0)  # the deadline and a cancellation get through in every round
         return True
 
@@ -564,7 +564,9 @@ class Pipeline:
                     wait_s=None if math.isinf(wait) else max(0.0, wait),
                     reason=Reason.CIRCUIT_OPEN,
                 )
-            await _first_of(*(each.wait_for_change() for each in (breaker, *others)), timeout=wait)
+            changes = [each.wait_for_change() for each in (breaker, *others)]
+            with call.waiting_for_breaker():
+                await _first_of(*changes, timeout=wait)
         state.permit = answer
 
     def _circuit_open_error(

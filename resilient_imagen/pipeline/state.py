@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["CallState", "RouteState", "new_id"]
 
 _SETUP: Final = "loading the SDK"
+_BREAKER: Final = "waiting for a circuit breaker"
 
 _ids: Final = random.Random()  # of its own: applications may seed the one that all share
 if hasattr(os, "register_at_fork"):  # not on Windows
@@ -259,6 +260,10 @@ class CallState:
         with self.spending(_SETUP):
             await route.warm_up()
 
+    def waiting_for_breaker(self) -> _Spending:
+        """Count the seconds of a block that waits until a breaker lets calls through."""
+        return self.spending(_BREAKER)
+
     @property
     def setup_s(self) -> float:
         """Seconds in which SDKs were loaded and built."""
@@ -314,7 +319,7 @@ class CallState:
     def deadline_error(self) -> ImageGenerationError:
         """Return the error for a call whose deadline passed; it begins with earlier failures."""
         parts = [str(error) for error in self.errors()]
-        end = f"out of time, {self._spent_on()}"
+        end = f"out of time{self._spent_on()}"
         if (state := self.route_state) is not None:
             if state.last_error is None:
                 end = f"{state.route.provider.name} {state.route.model}: {end}"
@@ -324,16 +329,19 @@ class CallState:
         return self.with_attempts(DeadlineExceededError(text, retry_after=self._soonest_retry()))
 
     def _spent_on(self) -> str:
-        """Return the part of the call that took most of the time, in words."""
+        """Return the part of the call that took most of the time, in words.
+
+        Return nothing if no part did, for example because the event loop was blocked.
+        """
         spent = {
             **self.spent,
             "queueing": self.queue_s,
             "pausing before retries": self.backoff_s,
             "waiting for answers": math.fsum(attempt.latency_s for attempt in self.attempts),
         }
-        total = asyncio.get_running_loop().time() - self.started
-        spent["waiting for a circuit breaker"] = total - math.fsum(spent.values())
-        return f"mostly spent {max(spent, key=lambda what: spent[what])}"
+        most = max(spent, key=lambda what: spent[what])
+        rest = self.loop.time() - self.started - math.fsum(spent.values())
+        return f", mostly spent {most}" if spent[most] > max(0.0, rest) else ""
 
 
 @dataclass(slots=True, eq=False)
