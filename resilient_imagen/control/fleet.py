@@ -40,7 +40,7 @@ _MAX_CAUSES: Final = 5
 """Number of causes in an answer; forged reports may contain any number."""
 _CODES: Final = {
     "off": "IMAGE_GEN_CONTROL is off",
-    "unsigned": "the signature does not match their IMAGE_GEN_CONTROL_SECRET",
+    "unsigned": "it is not signed with their IMAGE_GEN_CONTROL_SECRET",
     "expired": "its time was over",
     "replaced": "a later order was known",
     "over": "it is over there, or a later order has replaced it",
@@ -50,6 +50,8 @@ _CODES: Final = {
     "account": "a failure of the account; --even-account includes that",
     "forced": "forced open by their own settings",
 }
+_ENDED: Final = frozenset({"over", "expired", "replaced"})
+"""Codes of any order that has ended, also of one that was obeyed."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,21 @@ class SharedOrder:
         are = "worker obeys" if total == 1 else "workers obey"
         return "; ".join([f"{obeys} of {total} {are}", *others])
 
+    @property
+    def refusals(self) -> str:
+        """The number of workers that ignored it, with the causes; empty if none reports that.
+
+        An order that has ended before a worker read it was not ignored.
+        """
+        codes = (None if code in _ENDED else code for code in self.codes.values())
+        causes = Counter(map(self._cause, self.reports, codes))
+        del causes[None]
+        if not causes:
+            return ""
+        workers = "worker" if len(self.reports) == 1 else "workers"
+        shown = "; ".join(str(cause) for cause, _ in causes.most_common(_MAX_CAUSES))
+        return f"ignored by {causes.total()} of {len(self.reports)} {workers}: {shown}"
+
     def _cause(self, report: WorkerReport, code: str | None) -> str | None:
         """Return why a worker does not obey, in its own words if it reported any, else None."""
         if code in {"ok", None}:
@@ -124,6 +141,8 @@ class PastOrder(NamedTuple):
     """Seconds since it was given."""
     is_trusted: bool
     """Whether processes with the secret believe it."""
+    refusals: str
+    """How many workers ignored it and why; empty if no present worker reports that."""
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON, without its signature."""
@@ -197,7 +216,12 @@ class FleetOrders:
             distrusted(_parsed(found.texts), self.secret, self.address.namespace, found.now),
             book,
             [
-                PastOrder(order, max(0.0, (found.now - order.serial) / 1e6), self._trusts(order))
+                PastOrder(
+                    order,
+                    max(0.0, (found.now - order.serial) / 1e6),
+                    self._trusts(order),
+                    SharedOrder(order, 0.0, found.reports).refusals,
+                )
                 for order in _parsed(past)
             ],
         )

@@ -200,16 +200,25 @@ def _notices(status: FleetStatus, stored: StoredOrders) -> Iterable[str]:
 def _changes(history: Sequence[PastOrder]) -> list[dict[str, Any]]:
     """Return a sentence for each past order, the latest first; equal ones are counted."""
     found: dict[str, dict[str, Any]] = {}
-    for order, age_s, is_trusted in history:
+    for past in history:
+        order, age_s = past.order, past.age_s
         lasts = float(order.ttl) if order.lasts else None
         event = events.OrderApplied(order=str(order), by=order.by, why=order.why, lasts_s=lasts)
-        sentence = summary(event) + ("" if is_trusted else " (ignored: not signed)")
+        sentence = summary(event) + _why_ignored(past)
         row = found.setdefault(
             sentence, {"age_s": age_s, "sentence": sentence, "count": 0, "traces": []}
         )
         row["count"] += 1
         row["first_age_s"] = age_s
     return list(found.values())
+
+
+def _why_ignored(past: PastOrder) -> str:
+    """Return in brackets why workers ignored an order, or may have; empty without a cause."""
+    if past.refusals:
+        return f" ({past.refusals})"
+    # Workers that have no secret, or another one than this page, may have obeyed it.
+    return "" if past.is_trusted else " (not signed with the IMAGE_GEN_CONTROL_SECRET of this page)"
 
 
 def _described(workers: Iterable[WorkerStatus]) -> list[str]:

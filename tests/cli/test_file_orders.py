@@ -98,7 +98,7 @@ def test_an_order_without_the_secret_is_refused(
 ) -> None:
     """The operator's tool signs with the variable of the processes."""
     with worker(path, control_secret=SECRET):
-        assert "1 not: the signature does not match" in command("breaker open google").complaint
+        assert "1 not: it is not signed with" in command("breaker open google").complaint
         monkeypatch.setenv("IMAGE_GEN_CONTROL_SECRET", SECRET)
         assert command("breaker open google").out.endswith("1 of 1 worker obeys\n")
 

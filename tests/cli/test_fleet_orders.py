@@ -207,7 +207,7 @@ def test_signed_orders_are_obeyed_and_others_are_not(
     with worker(server, control_secret=SECRET) as client:
         done = command("breaker open google")
         assert (done.code, state(client)) == (1, "closed")
-        assert "0 of 1 worker obeys; 1 not: the signature does not match" in done.complaint
+        assert "0 of 1 worker obeys; 1 not: it is not signed with" in done.complaint
         monkeypatch.setenv("IMAGE_GEN_CONTROL_SECRET", SECRET)
         assert command("breaker open google").out.endswith(": 1 of 1 worker obeys\n")
         assert state(client) == "forced_open"
@@ -233,7 +233,7 @@ def test_an_order_that_no_worker_trusts_displaces_no_other(
             "breaker reset google", "breaker close google", "breaker open google",
             "settings set IMAGE_GEN_IPM=9", "settings unset IMAGE_GEN_IPM",
         ):  # fmt: skip
-            assert "1 not: the signature does not match" in command(line).complaint
+            assert "1 not: it is not signed with" in command(line).complaint
         monkeypatch.setenv("IMAGE_GEN_CONTROL_SECRET", SECRET)
         with worker(server, control_secret=SECRET) as later:
             orders = [each["order"] for each in later.snapshot()["control"]["orders"]]

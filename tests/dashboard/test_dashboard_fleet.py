@@ -27,16 +27,20 @@ from resilient_imagen.testing import FakeProvider
 
 pytestmark = pytest.mark.redis
 
+SECRET = "a secret of the operators"
+
 
 def run(main: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(main, 100))
 
 
-def worker(url: str, account: str = "") -> ImageClient:
+def worker(url: str, account: str = "", **options: Any) -> ImageClient:
     """Return a client that shares its state; Google fails."""
     google = FakeProvider("google", latency=0).fail(Reason.OVERLOADED, status=503, latency=0)
     google.endpoint = Endpoint("google", account=account)
-    settings = Settings(redis_url=url, routes="google:pro,openai:flare", max_retries=0, ipm=60_000)
+    settings = Settings(
+        redis_url=url, routes="google:pro,openai:flare", max_retries=0, ipm=60_000, **options
+    )
     return ImageClient(settings, providers=[google, FakeProvider("openai", latency=0)])
 
 
@@ -150,6 +154,61 @@ def test_an_order_about_a_route_as_the_page_names_it(server: RedisServer) -> Non
             assert ages == sorted(ages)
 
     run(main())
+
+
+@pytest.mark.parametrize(
+    ("options", "target", "cause"),
+    [
+        ({"control": "off"}, "google", "IMAGE_GEN_CONTROL is off"),
+        (
+            {"control_secret": SECRET},
+            "google",
+            "it is not signed with their IMAGE_GEN_CONTROL_SECRET",
+        ),
+        ({}, "elsewhere", "no such route; routes are google:pro, openai:flare"),
+    ],
+)
+def test_a_past_order_has_the_cause_for_which_workers_ignored_it(
+    server: RedisServer, options: dict[str, Any], target: str, cause: str
+) -> None:
+    """The page shows the cause that the workers report."""
+
+    async def main() -> None:
+        async with worker(server.url, **options) as client:
+            await client.warm_up()
+            source = FleetSource(FleetOrders(Address.parse(server.url), None), [[]])
+            with pytest.raises(ConfigurationError):
+                await source.give(new_order("open", target, by="ana"))
+            sentence = f"ana ordered breaker open {target} for 1800 s"
+            assert await past_orders(source) == [f"{sentence} (ignored by 1 of 1 worker: {cause})"]
+
+    run(main())
+
+
+def test_a_past_order_of_another_secret_is_not_called_ignored(server: RedisServer) -> None:
+    """Workers without a secret obeyed the order, although the page does not trust it."""
+
+    async def main() -> None:
+        address = Address.parse(server.url)
+        async with worker(server.url) as client:
+            await client.warm_up()
+            await FleetOrders(address, None).give(new_order("reset", "google", by="ana"))
+            source = FleetSource(FleetOrders(address, SECRET), [[]])
+            assert await past_orders(source) == [
+                (
+                    "ana ordered breaker reset google "
+                    "(not signed with the IMAGE_GEN_CONTROL_SECRET of this page)"
+                )
+            ]
+
+    run(main())
+
+
+async def past_orders(source: FleetSource) -> list[str]:
+    """Return the sentences about past orders, the latest first."""
+    changes = (await source.read())["changes"]
+    assert changes is not None
+    return [each["sentence"] for each in changes]
 
 
 def test_an_order_that_not_all_obey_is_an_error(server: RedisServer) -> None:
