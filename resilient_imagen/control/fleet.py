@@ -127,10 +127,16 @@ class SharedOrder:
         return _CODES.get(code or "", "refused") if own is None else safe(own)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the order and the answer of each worker, as plain JSON, without its signature."""
+        """Return the order and the answers of the workers, as plain JSON, without its signature."""
         found = self.order.to_dict()
         signed = found.pop("signature") != ""
-        return {**found, "signed": signed, "left_s": self.left_s, "workers": self.codes}
+        return {
+            **found,
+            "signed": signed,
+            "left_s": self.left_s,
+            "workers": self.codes,
+            "answer": self.answer,
+        }
 
 
 class PastOrder(NamedTuple):

@@ -105,6 +105,7 @@ def test_status_shows_orders_and_the_workers_that_obey(
         orders = json.loads(command("status --json").out)["orders"]
         assert [each["target"] for each in orders] == ["google", "IMAGE_GEN_IPM"]
         assert sorted(orders[0]["workers"].values()) == ["off", "ok"]
+        assert orders[0]["answer"] == "1 of 2 workers obey; 1 not: IMAGE_GEN_CONTROL is off"
         rows = json.loads(command("settings show --json").out)
         (row,) = [row for row in rows if row["variable"] == "IMAGE_GEN_IPM"]
         assert row["value"] == "7"
