@@ -13,11 +13,10 @@ from functools import partial
 
 import pytest
 from images_hostile import narrow_png
-from images_samples import encoded, noise, opened, picture
+from images_samples import encoded, picture
 
 from resilient_imagen import ImageClient, Settings
 from resilient_imagen.images import worker_pool
-from resilient_imagen.images.codec import apply_exif_orientation
 from resilient_imagen.images.image_errors import UnusableImageError
 from resilient_imagen.images.worker_pool import Pool, off_loop, pool_for, shares_of_one_call
 from resilient_imagen.references import loading
@@ -214,69 +213,40 @@ def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
     assert done.stderr.strip() == ""
 
 
-def test_the_heap_is_trimmed_once_when_all_work_is_done(
+def test_the_heap_is_trimmed_when_all_images_of_a_burst_are_done(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The heap is trimmed after images were decoded and no work is left."""
-    given_back: list[int] = []
-    begun, release = threading.Event(), threading.Event()
-    monkeypatch.setattr(worker_pool, "trim_heap", lambda: given_back.append(1))
-    large = partial(apply_exif_orientation, opened(encoded(picture(), "PNG")))
+    """Images that a client fits lead to a trim when no thread works any more, and not before."""
+    begun, release, trimmed = threading.Event(), threading.Event(), threading.Event()
+    monkeypatch.setattr(worker_pool, "trim_heap", trimmed.set)
+    provider = FakeProvider("google", latency=0, image=encoded(picture(), "PNG"))
 
     def block() -> None:
         begun.set()
         release.wait(30)
 
-    async def settled() -> int:
+    async def settle() -> None:
         for _ in range(2 * worker_pool._MAX_THREADS):
             await off_loop(len, "")
-        return len(given_back)
 
-    async def run() -> list[int]:
-        await settled()  # what others have left
-        given_back.clear()
-        counts = [await settled()]
-        blocking = asyncio.ensure_future(off_loop(block))
-        assert await asyncio.to_thread(begun.wait, 30)
-        if (os.cpu_count() or 1) > 1:
-            await asyncio.gather(*(off_loop(large) for _ in range(4)))
-            counts.append(await settled())
-        release.set()
-        await asyncio.gather(blocking, off_loop(large))
-        return [*counts, await settled()]
+    async def run() -> None:
+        await settle()  # work of other tests
+        trimmed.clear()
+        async with ImageClient(Settings(ipm=60_000), providers=[provider]) as client:
+            generate = partial(client.generate, "x", aspect_ratio="1:1")
+            blocking = asyncio.ensure_future(off_loop(block))
+            assert await asyncio.to_thread(begun.wait, 30)
+            if worker_pool._threads() > 1:
+                results = await asyncio.gather(*(generate() for _ in range(4)))
+                assert all(each.adjustments for each in results)
+                await settle()
+                assert not trimmed.is_set()
+            last = asyncio.create_task(generate())
+            release.set()
+            await asyncio.gather(blocking, last)
+            assert await asyncio.to_thread(trimmed.wait, 30)
 
     try:
-        counts = asyncio.run(run())
+        asyncio.run(run())
     finally:
         release.set()
-
-    assert counts[:-1] == [0] * (len(counts) - 1)
-    assert counts[-1] >= 1
-
-
-@pytest.mark.skipif(worker_pool._malloc_trim() is None, reason="another C library")
-def test_a_burst_of_fitted_images_leaves_no_free_memory_untrimmed() -> None:
-    """A separate process measures the memory that another trim would return."""
-    script = (
-        "import asyncio, sys, time\n"
-        "from resilient_imagen.images import worker_pool\n"
-        "from resilient_imagen.images.fit import fit\n"
-        "data = sys.stdin.buffer.read()\n"
-        "def resident():\n"
-        "    return int(open('/proc/self/statm').read().split()[1]) * 4096 // 10**6\n"
-        "async def burst():\n"
-        "    fitting = (fit(data, ratio='1:2', mode='crop') for _ in range(16))\n"
-        "    await asyncio.gather(*fitting)\n"
-        "asyncio.run(burst())\n"
-        "worker_pool._pool(worker_pool.Pool.RESULTS).threads.shutdown()\n"
-        "before = resident()\n"
-        "worker_pool._malloc_trim()(0)\n"
-        "print(before - resident())\n"
-    )
-    data = encoded(noise(2048, 2048), "JPEG", quality=95)
-
-    done = subprocess.run(
-        [sys.executable, "-c", script], input=data, timeout=120, check=True, capture_output=True
-    )
-
-    assert int(done.stdout) < 50, done.stdout  # up to 93 without trimming
