@@ -110,7 +110,8 @@ class ImageGenerationError(Exception):
         model: The model's name; None if no single model is concerned.
         status: HTTP status of the response; None without a response.
         status_word: The vendor's status word (``UNAVAILABLE``), or None.
-        vendor_message: The vendor's own message, redacted and bounded, or None. Not in the text.
+        vendor_message: The vendor's own message, or the system's description of a failed
+            connection; redacted and bounded, or None. Not in the text.
         vendor_error: Name of the SDK's exception type, or None. SDK exceptions are never chained,
             because their texts may contain keys, prompts or whole response bodies.
         account_wide: True if every model of the account is concerned (billing, key).

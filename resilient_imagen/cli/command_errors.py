@@ -59,6 +59,9 @@ _VARIABLES: Final = {
     "azure": ("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT"),
 }
 """In the order in which Settings reads them. Any other provider has <NAME>_API_KEY."""
+_ADDRESSES: Final = {"google": "GOOGLE_GEMINI_BASE_URL", "azure": "AZURE_OPENAI_ENDPOINT"}
+"""Variables of addresses. Any other provider has <NAME>_BASE_URL."""
+_PROXIES: Final = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 _ABOUT_THE_KEY: Final = frozenset({Reason.UNAUTHENTICATED, Reason.FORBIDDEN})
 
 _P = ParamSpec("_P")
@@ -153,15 +156,31 @@ def keys_to_check(error: ImageGenerationError) -> list[str]:
 
 
 def advised(line: str, error: ImageGenerationError) -> str:
-    """Return the line with the vendors' messages about refused keys, and the keys to check."""
-    words = {
-        each.provider: each.vendor_message
+    """Return the line with the causes of refused keys and failed connections, and what to check."""
+    messages: dict[str | None, str] = {}
+    for each in _route_errors(error):
+        if each.vendor_message and each.reason in _ABOUT_THE_KEY:
+            messages[each.provider] = f'{each.provider} says "{each.vendor_message}"'
+        elif each.vendor_message and each.reason is Reason.CONNECTION:  # the system's description
+            messages[each.provider] = f"{each.provider}: {each.vendor_message}"
+    checks = [*keys_to_check(error), *_connections_to_check(error)]
+    advice = [f"check {' and '.join(checks)}"] if checks else []
+    return "; ".join([line, *messages.values(), *advice])
+
+
+def _connections_to_check(error: ImageGenerationError) -> list[str]:
+    """Return what a provider that could not be reached depends on, with the variables in use."""
+    unreached = [
+        each.provider or ""
         for each in _route_errors(error)
-        if each.reason in _ABOUT_THE_KEY and each.vendor_message
-    }
-    keys = keys_to_check(error)
-    messages = [f'{provider} says "{message}"' for provider, message in words.items()]
-    return "; ".join([line, *messages, *([f"check {' and '.join(keys)}"] if keys else [])])
+        if each.reason is Reason.CONNECTION and each.not_sent
+    ]
+    if not unreached:
+        return []
+    addresses = (_ADDRESSES.get(name, f"{name.upper()}_BASE_URL") for name in unreached)
+    proxies = (name for each in _PROXIES for name in (each, each.lower()))
+    names = dict.fromkeys((*proxies, *addresses))
+    return ["the network", *(name for name in names if os.environ.get(name))]
 
 
 def _route_errors(error: ImageGenerationError) -> Sequence[ImageGenerationError]:
