@@ -314,8 +314,9 @@ async def generate_image_with_references(
 
     Args:
         prompt: Description of the image.
-        reference_images: ``{"image_base64": ..., "mime_type": ...}`` dicts; data URLs, bytes and
-            ``{"image_url": ...}`` too. One that cannot be read is listed in
+        reference_images: ``{"image_base64": ..., "mime_type": ...}`` dicts; also base64, data
+            URLs, bytes, ``{"image_url": ...}`` and paths (``pathlib.Path``; a str is never taken
+            for one, as it may come from a stranger). One that cannot be read is listed in
             ``dropped_references``.
         aspect_ratio: Width to height.
         resolution: ``1K``, ``2K`` or ``4K``.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-import re
 import stat
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from resilient_imagen.errors import InvalidRequestError
 from resilient_imagen.images.base64_codec import decode_base64_async
 from resilient_imagen.images.image_errors import UnusableImageError
+from resilient_imagen.images.inspect import sniff_mime
 from resilient_imagen.images.normalize import normalize
 from resilient_imagen.images.worker_pool import Pool, off_loop, pool_for, shares_of_one_call
 from resilient_imagen.references.shrink import shrink_to_total
@@ -35,10 +35,7 @@ _ADDRESS: Final = ("http://", "https://")
 _HEAD: Final = 64
 """Characters of a str, which may be megabytes of base64, that are searched for an address."""
 _LONGEST_NAME: Final = 4096
-_NAME: Final = re.compile(
-    r"^[a-z][a-z0-9+.-]*://|\.(png|jpe?g|webp|gif|bmp|tiff?|hei[cf]|avif)$", re.IGNORECASE
-)
-"""A str meant as a file's path or a storage URL: base64 has neither colons nor dots."""
+"""Characters up to which a str that is no image may be a file's path or a storage URL."""
 _BASE64_SLACK: Final = 1.1
 """Factor by which base64 may be longer than necessary, for line breaks."""
 _BASE64_PREFIX: Final = 1024
@@ -92,7 +89,9 @@ async def load_references(
             used; the text has its name and the cause, but no content.
     """
     if not isinstance(raw, Sequence) or isinstance(raw, (str, bytes, bytearray, memoryview)):
-        raise InvalidRequestError("reference_images must be a list of images")
+        raise InvalidRequestError(
+            f"reference_images must be a list of images, not {type(raw).__name__}"
+        )
     loader = _Loader(limits, fetch, max_bytes, seconds)
     tried = min(len(raw), limits.max_tried)
     wanted = len(raw) if most is None else most
@@ -186,14 +185,23 @@ class _Loader:
 
     async def _from_text(self, text: str) -> bytes:
         if not text[:_HEAD].lstrip().lower().startswith(_ADDRESS):
-            if len(text) <= _LONGEST_NAME and _NAME.search(text.strip()):
-                raise UnusableImageError(
-                    "is neither base64 nor an https address; pass pathlib.Path for a file"
-                )
-            return await self._from_base64(text)
+            return await self._from_text_without_address(text)
         if self._fetch is None:
             raise UnusableImageError("is an address, and loading from addresses is off")
         return await self._in_time(partial(self._fetch.fetch, text))
+
+    async def _from_text_without_address(self, text: str) -> bytes:
+        if len(text) > _LONGEST_NAME or text[:_HEAD].lstrip().lower().startswith("data:"):
+            return await self._from_base64(text)
+        try:
+            data = await self._from_base64(text)
+        except UnusableImageError:
+            data = b""
+        if sniff_mime(data) is None:  # many paths without a dot are valid base64
+            raise UnusableImageError(
+                "is neither an image in base64 nor an https address; pass pathlib.Path for a file"
+            )
+        return data
 
     async def _in_time(self, load: Callable[[], Awaitable[bytes]]) -> bytes:
         """Load from an address or a file within the time limit."""

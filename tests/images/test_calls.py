@@ -56,18 +56,15 @@ def test_a_slow_reference_is_dropped(deadline: float | None, waited: float) -> N
     run_scenario(scene, **FAST)
 
 
+NO_IMAGE_TEXT = "is neither an image in base64 nor an https address; pass pathlib.Path for a file"
+
+
 @pytest.mark.parametrize(
     ("image", "words"),
     [
         (URL, "image took too long to load"),
-        (
-            "photos/fox.png",
-            "image is neither base64 nor an https address; pass pathlib.Path for a file",
-        ),
-        (
-            "file:///fox",
-            "image is neither base64 nor an https address; pass pathlib.Path for a file",
-        ),
+        ("photos/fox.png", f"image {NO_IMAGE_TEXT}"),
+        ("file:///fox", f"image {NO_IMAGE_TEXT}"),
         (7, "image is of type int, not an image"),
     ],
 )

@@ -28,6 +28,7 @@ PNG = encoded(picture(), "PNG")
 JPEG = encoded(picture(), "JPEG")
 TEXT = base64.b64encode(PNG).decode()
 URL = "https://pictures.test/a.png?signature=secret"
+NO_IMAGE_TEXT = "is neither an image in base64 nor an https address; pass pathlib.Path for a file"
 RESULT = delivered(PNG)
 
 
@@ -128,11 +129,22 @@ def test_a_str_is_never_a_path(tmp_path: Path) -> None:
 
     loaded = load(str(tmp_path / "a.png"), f"file://{tmp_path}/a.png")
 
-    assert [each["why"] for each in loaded.dropped] == [
-        "is neither base64 nor an https address; pass pathlib.Path for a file"
-    ] * 2
+    assert [each["why"] for each in loaded.dropped] == [NO_IMAGE_TEXT] * 2
     (bucket,) = load("gs://bucket/secret").dropped
     assert "pass pathlib.Path" in bucket["why"]
+
+
+@pytest.mark.parametrize("raw", ["a.png", Path("a.png"), PNG])
+def test_a_single_image_in_place_of_a_list_is_refused(raw: Any) -> None:
+    """The error has the type of the value, and nothing of its content."""
+
+    async def run() -> None:
+        await load_references(raw, limits=ImageLimits(), fetch=None, strict=False)
+
+    with pytest.raises(InvalidRequestError) as caught:
+        asyncio.run(run())
+    kind = type(raw).__name__
+    assert str(caught.value) == f"reference_images must be a list of images, not {kind}"
 
 
 def pipe(folder: Path) -> Path:
@@ -152,7 +164,9 @@ UNUSABLE: dict[str, tuple[object | Callable[[Path], Path], str]] = {
     "None": (None, "is of type NoneType, not an image"),
     "number": (7, "is of type int, not an image"),
     "bad base64": ({"image_base64": "secret!"}, "is not valid base64"),
-    "empty text": ("", "is not an image of a known type"),
+    "empty text": ("", NO_IMAGE_TEXT),
+    "path that is valid base64": ("folders/secret12", NO_IMAGE_TEXT),
+    "path without an extension": ("./secret", NO_IMAGE_TEXT),
     "empty bytes": (b"", "is not an image of a known type"),
     "page instead of an image": (b"<html>secret</html>", "is not an image of a known type"),
     "torn": (JPEG[:-50], "is truncated or damaged"),
