@@ -6,7 +6,14 @@ import logging
 from functools import cache
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from resilient_imagen._validation import (
     blank_to_none,
@@ -124,6 +131,14 @@ def _parse_capture_content(value: object) -> object:
     return value
 
 
+def _check_hedge_delay(value: object, check: ValidatorFunctionWrapHandler) -> object:
+    """Raise one error for both kinds of values, instead of one for each."""
+    try:
+        return check(value)
+    except ValidationError:
+        raise ValueError("must be seconds greater than 0 and at most 86400, or p95") from None
+
+
 @cache
 def _warn_unknown_capture_word() -> None:
     _log.warning(
@@ -135,7 +150,10 @@ def _warn_unknown_capture_word() -> None:
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 OptionalSeconds = Annotated[Seconds | None, BeforeValidator(blank_to_none)]
 HedgeDelay = Annotated[
-    Seconds | Literal["p95"] | None, BeforeValidator(_lowercase), BeforeValidator(blank_to_none)
+    Seconds | Literal["p95"] | None,
+    BeforeValidator(_lowercase),
+    BeforeValidator(blank_to_none),
+    WrapValidator(_check_hedge_delay),
 ]
 OptionalWait = Annotated[
     Annotated[float, Field(ge=0, le=86_400)] | None, BeforeValidator(blank_to_none)

@@ -254,6 +254,10 @@ _RANGES: Final[Mapping[str, tuple[int, int]]] = {
 }
 _chosen: Final = attrgetter(*_CHOICES, *_RANGES)
 """Returns the values of these options; most requests have none."""
+_LONGEST_SHOWN: Final = 20
+"""Characters of a str in an error's text: enough to see a typing error, too few for a prompt."""
+_LARGEST_SHOWN: Final = 10**15
+"""Python refuses to print integers of thousands of digits."""
 _NONE_CHOSEN: Final = (None,) * (len(_CHOICES) + len(_RANGES))
 
 
@@ -277,8 +281,18 @@ def _check_references(references: object, mask: object) -> None:
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        given = repr(value) if isinstance(value, str) and len(value) <= 20 else type(value).__name__  # noqa: PLR2004 - long enough to recognise a typing error, too short for a prompt
-        raise InvalidRequestError(f"{name} {given} is not allowed; use one of {', '.join(allowed)}")
+        raise InvalidRequestError(
+            f"{name} {shown(value)} is not allowed; use one of {', '.join(allowed)}"
+        )
+
+
+def shown(value: object) -> str:
+    """Return a value of an argument for an error's text, or its type if the value may be long."""
+    if isinstance(value, str):
+        short = len(value) <= _LONGEST_SHOWN
+    else:
+        short = isinstance(value, float) or (isinstance(value, int) and abs(value) < _LARGEST_SHOWN)
+    return repr(value) if short else type(value).__name__
 
 
 def _check_range(name: str, value: object, lowest: int, highest: int) -> None:

@@ -346,6 +346,7 @@ class Settings(BaseSettings):
         if self.breaker_reset_max < self.breaker_reset_timeout:
             raise ValueError(
                 "IMAGE_GEN_BREAKER_RESET_MAX must not be less than IMAGE_GEN_BREAKER_RESET_TIMEOUT"
+                f": {self.breaker_reset_max:g} is less than {self.breaker_reset_timeout:g}"
             )
         shadow = {**dict.fromkeys(("reset_timeout", "reset_max")), **(self.shadow or {})}
         longest = shadow["reset_max"] or self.breaker_reset_max

@@ -174,6 +174,8 @@ def test_strict_references_raise_before_anything_is_paid_for(
         ({"prompt": "x", "model": ""}, "model must be"),
         ({"prompt": "x", "deadline": 0}, "deadline must be"),
         ({"prompt": "x", "deadline": float("nan")}, "deadline must be"),
+        ({"prompt": "x", "aspect_ratio": 1.5}, "aspect_ratio 1.5 is not allowed; use one of"),
+        ({"prompt": "x", "aspect_ratio": "7" * 30}, "aspect_ratio str is not allowed; use one of"),
         ({"prompt": "x", "on_start": 3}, "on_start must be"),
     ],
     ids=lambda value: str(value) if isinstance(value, str) else "",

@@ -92,6 +92,11 @@ def test_an_empty_variable_switches_hedged_probes_off(
         ("IMAGE_GEN_STRICT_REFERENCES", "perhaps", "must be true or false, not 'perhaps'"),
         ("IMAGE_GEN_BREAKER_RESET_MAX", "5", "IMAGE_GEN_BREAKER_RESET_TIMEOUT"),
         ("IMAGE_GEN_DEADLINE", "0", "must be greater than 0, not '0'"),
+        (
+            "IMAGE_GEN_HEDGE_AFTER",
+            "p50",
+            "must be seconds greater than 0 and at most 86400, or p95, not 'p50'",
+        ),
         ("IMAGE_GEN_BREAKER_RESET_FACTOR", "inf", "must be a finite number, not 'inf'"),
         ("IMAGE_GEN_SHADOW", "reset_factor=inf", "reset_factor: must be a finite number"),
         ("IMAGE_GEN_SHADOW", "fail_max=x", "fail_max: must be a whole number, not 'x'"),

@@ -270,7 +270,10 @@ BAD = {
         "-o: no is not a directory; create it first",
     ),
     "a directory": (["a fox", "-o", "folder"], "-o folder is a directory; name a file"),
-    "deadline": (["a fox", "--deadline", "-1"], "deadline must be a number of seconds above zero"),
+    "deadline": (
+        ["a fox", "--deadline", "-1"],
+        "deadline must be a number of seconds above zero",
+    ),
     "whose model": (["a fox", "--model", "gpt-image-2"], "model gpt-image-2 belongs to openai"),
     "unknown model": (["a fox", "--model", "gemini-3-pro-imag"], "--model gemini-3-pro-imag: no"),
     "provider": (["a fox", "--force-open", "bing"], "IMAGE_GEN_FORCE_OPEN names bing"),

@@ -364,7 +364,7 @@ def test_accounts_of_a_step_can_be_separated() -> None:
 REFUSED = {
     "BREAKER_FAIL_MAX=0": "IMAGE_GEN_BREAKER_FAIL_MAX must be at least 1, not '0'",
     "BREAKER_FAIL_MAX=many": "IMAGE_GEN_BREAKER_FAIL_MAX must be a whole number, not 'many'",
-    "BREAKER_RESET_TIMEOUT=900": "RESET_MAX must not be less than IMAGE_GEN_BREAKER_RESET_TIMEOUT",
+    "BREAKER_RESET_TIMEOUT=900": "RESET_TIMEOUT: 600 is less than 900",
     "BREAKER_FAILURE_RATE=nan": "IMAGE_GEN_BREAKER_FAILURE_RATE",
     "IPM=": "IMAGE_GEN_IPM must be a number",
     "BURST=" + "9" * 400: "IMAGE_GEN_BURST must be at most 1000000000",
