@@ -41,6 +41,7 @@ from resilient_imagen.request import (
     ImageOptions,
     ImageRequest,
     check_option_names,
+    shown,
 )
 from resilient_imagen.settings import Settings
 from resilient_imagen.stream import ProgressStream
@@ -621,5 +622,7 @@ def _checked_deadline(seconds: float | None) -> float:
     if seconds is None:
         return math.inf
     if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds > 0:
-        raise InvalidRequestError("deadline must be a number of seconds above zero, or None")
+        raise InvalidRequestError(
+            f"deadline must be a number of seconds above zero, or None, not {shown(seconds)}"
+        )
     return seconds
