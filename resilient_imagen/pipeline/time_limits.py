@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 from resilient_imagen import models
 from resilient_imagen.pipeline.deadline import Deadline
+from resilient_imagen.reasons import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -56,19 +58,21 @@ def find_unnoticed_hang(
         settings: The settings of the routes.
         steps: The steps, with at least two routes together.
     """
-    if settings.breaker_slow_call is not None:
-        return None
+    if settings.breaker_slow_call is not None or not settings.falls_back_on(Reason.TIMEOUT):
+        return None  # a call that does not fall back on a timeout leaves no reserve
     # Only one reserve is left: for the next step, or for the only step's other account.
     first, second = (steps[0] if len(steps) == 1 else [step[0] for step in steps])[:2]
-    share = Deadline(seconds).less_reserve(0.0, second.timeout).at
-    if settings.on_timeout == "keep":  # then it goes on until the second route delivers
-        share = min(seconds, share + (second.usual_latency("1K") or 0.0))
+    # A kept request continues until the second route delivers.
+    kept = second.usual_latency("1K") or 0.0 if settings.on_timeout == "keep" else 0.0
+    share = min(seconds, Deadline(seconds).less_reserve(0.0, second.timeout).at + kept)
     counts_after = first.cut_short_counts_after("1K")
     if share >= counts_after:
         return None
+    before = counts_after - kept
+    enough = max(counts_after, min(2 * before, before + second.timeout))
     return (
-        f"with {name}={seconds:g} {first.name} gets {share:g} s, and a request that is "
-        f"cut short counts as failed from {counts_after:g} s on, so that requests that "
-        "hang may never open its circuit; raise the deadline, or set "
-        f"IMAGE_GEN_BREAKER_SLOW_CALL to less than {share:g}"
+        f"{name}={seconds:g} leaves {share:g} s for a request to {first.name}, and a request that "
+        f"is cut short counts as failed only if it ran for {counts_after:g} s, so that requests "
+        f"that hang may never open the circuit; raise {name} to {math.ceil(enough)} or more, or "
+        f"set IMAGE_GEN_BREAKER_SLOW_CALL to less than {share:g}"
     )

@@ -687,7 +687,8 @@ def test_a_short_deadline_on_a_single_route_is_not_warned_of() -> None:
     )  # fmt: skip
     assert code == "hanging_goes_unseen"
     assert text == (
-        f"with IMAGE_GEN_DEADLINE=50 google:{PRO} gets 25 s, and a request that is cut short "
-        "counts as failed from 30 s on, so that requests that hang may never open its circuit; "
-        "raise the deadline, or set IMAGE_GEN_BREAKER_SLOW_CALL to less than 25"
+        f"IMAGE_GEN_DEADLINE=50 leaves 25 s for a request to google:{PRO}, and a request that is "
+        "cut short counts as failed only if it ran for 30 s, so that requests that hang may never "
+        "open the circuit; raise IMAGE_GEN_DEADLINE to 60 or more, or set "
+        "IMAGE_GEN_BREAKER_SLOW_CALL to less than 25"
     )

@@ -193,17 +193,43 @@ def test_a_deadline_that_hides_hangs_is_reported_once() -> None:
     """A deadline whose share is too short to detect hangs causes one warning with the setting."""
     _, warned = routes(on_timeout="abandon", deadline=50)
     assert len(warned) == 1
-    assert re.search(r"gets 25 s, and .* from 30 s on.*IMAGE_GEN_BREAKER_SLOW_CALL", warned[0])
+    assert re.search(r"leaves 25 s .* ran for 30 s.*IMAGE_GEN_BREAKER_SLOW_CALL", warned[0])
     assert routes(on_timeout="abandon", deadline=50, breaker_slow_call=20)[1] == []
     assert routes(on_timeout="abandon", deadline=60)[1] == []
     assert routes(on_timeout="abandon", deadline=300)[1] == []
+
+
+@pytest.mark.parametrize("on_timeout", ["keep", "abandon"])
+@pytest.mark.parametrize("openai_timeout", [5, 180])
+def test_the_deadline_in_the_warning_is_the_shortest_one_that_suffices(
+    on_timeout: str, openai_timeout: float
+) -> None:
+    """One second less leads to the warning again."""
+    options: dict[str, Any] = {
+        "on_timeout": on_timeout, "openai_timeout": openai_timeout, "fallback_on": "timeout",
+    }  # fmt: skip
+
+    def hidden(deadline: int) -> list[str]:
+        found = routes(deadline=deadline, **options)[1]
+        return [each for each in found if "hang" in each]
+
+    [warned] = hidden(10)
+    enough = re.search(r"raise IMAGE_GEN_DEADLINE to (\d+) or more", warned)
+    assert enough is not None
+    assert hidden(int(enough[1])) == []
+    assert len(hidden(int(enough[1]) - 1)) == 1
+
+
+def test_a_deadline_hides_no_hangs_if_calls_do_not_fall_back_on_a_timeout() -> None:
+    """A request may then use the whole deadline, as on a single route."""
+    assert routes(deadline=50, on_timeout="abandon", fallback_on="connection")[1] == []
 
 
 def test_kept_requests_detect_hangs_at_shorter_deadlines() -> None:
     """With kept requests, hangs are detected at shorter deadlines."""
     assert routes(deadline=50)[1] == []
     [warned] = routes(deadline=25)[1]
-    assert "gets 25 s" in warned
+    assert "leaves 25 s" in warned
 
 
 def test_a_calls_own_deadline_that_hides_hangs_is_warned_of_once() -> None:
@@ -216,7 +242,7 @@ def test_a_calls_own_deadline_that_hides_hangs_is_warned_of_once() -> None:
         await scenario.ask(deadline=40)
         [warned] = scenario.events.of(OperatorWarning)
         assert warned.code == "hanging_goes_unseen"
-        assert warned.message.startswith("with deadline=50 google:gemini-3-pro-image gets 25 s")
+        assert warned.message.startswith("deadline=50 leaves 25 s for a request to google:")
 
     run_scenario(scene, **FAST)
 
