@@ -160,13 +160,13 @@ def pointing(query: str, otlp: str) -> dict[str, str]:
 @pytest.mark.jaeger
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
 @pytest.mark.timeout(400)
-def test_commands_that_query_jaeger(shell: Shell) -> None:
-    """After a demo every search finds calls, both requests are answered, and the tuner gets a
-    recording.
+def test_commands_that_query_jaeger(shell: Shell, tmp_path: Path) -> None:
+    """After a demo every search finds calls, both requests are answered, and the tuner gets and
+    saves a recording.
     """
     (demo,) = [line for line in to_run(TELEMETRY) if "demo" in line]
     by_pages, documented = [line for line in to_run(TELEMETRY) if line.startswith("curl")]
-    (tune,) = [line for line in to_run(TUNING) if "--jaeger" in line]
+    tunes = [line for line in to_run(TUNING) if "tune --jaeger" in line]
     with jaeger() as backend:
         shell(demo, **pointing(backend.url, backend.otlp))
         give_up = time.monotonic() + 60
@@ -181,8 +181,11 @@ def test_commands_that_query_jaeger(shell: Shell) -> None:
             assert tags["imagegen.fallback.cause"] == "circuit_open"
         assert json.loads(shell(documented.replace(QUERY, backend.url)))["result"]["resourceSpans"]
         # The guide's service is an application's; the demo's is our own.
-        printed = shell(tune.replace(QUERY, backend.url).replace("storyboards", "resilient-imagen"))
-        assert re.search(r"google:gemini-3-pro-image: \d+ requests were recorded", printed)
+        for tune in tunes:
+            line = tune.replace("--service storyboards", "--service resilient-imagen")
+            printed = shell(line.replace(QUERY, backend.url))
+            assert re.search(r"google:gemini-3-pro-image: \d+ requests were recorded", printed)
+    assert '"outcome":"success"' in (tmp_path / "demo.jsonl").read_text(encoding="utf-8")
 
 
 def test_files_for_prometheus_and_grafana(shell: Shell, tmp_path: Path) -> None:
