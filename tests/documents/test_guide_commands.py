@@ -212,6 +212,9 @@ def test_the_commands_about_shared_state(shell: Shell, tmp_path: Path) -> None:
         printed = shell(line, **env)
     assert "google:gemini-3-pro-image" in printed
     assert "closed" in printed
+    (header,) = re.findall(r"^┃ (route .*) ┃$", printed, re.MULTILINE)
+    explained = re.findall(r"^\| `([a-z ]+)` \|", CLI.section("Status"), re.MULTILINE)
+    assert explained == [*(name.strip() for name in header.split("┃")), "step"]
 
 
 def test_commands_that_write_a_control_file(shell: Shell) -> None:
