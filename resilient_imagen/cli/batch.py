@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections import Counter
-from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from resilient_imagen import AllProvidersFailedError, CircuitOpenError, ImageGenerationError
+from resilient_imagen import CircuitOpenError, ImageGenerationError
 from resilient_imagen.circuitbreaker.open_period import is_fatal
-from resilient_imagen.cli.batch_calls import BatchCalls
 from resilient_imagen.cli.batch_journal import open_journal
 from resilient_imagen.cli.batch_prompts import read_prompts
 from resilient_imagen.cli.client_session import open_client
@@ -18,7 +17,7 @@ from resilient_imagen.cli.command_errors import FAILED, advised, system_words, w
 from resilient_imagen.cli.terminal import echo, echo_json, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from resilient_imagen import ImageClient
@@ -33,6 +32,7 @@ _USUAL: Final = {
     "strict_references": True,  # an image without its references would be paid for in vain
     "when_all_open": "wait",  # rows wait for the end of an outage instead of failing in it
 }
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 async def run_batch(
@@ -87,8 +87,9 @@ async def run_batch(
 class Batch:
     """One run: its rows, and what stopped it.
 
-    A stop starts no further requests. Those that were sent are paid for, so the run waits for them
-    until their time limit.
+    After a stop no row begins, and every circuit is forced open: requests in flight are paid for
+    and go on, but no further one is sent. If a row of several images is under way, the circuits
+    stay as they are, because the row would end with too few images.
     """
 
     def __init__(self, client: ImageClient, journal: Journal) -> None:
@@ -98,8 +99,8 @@ class Batch:
         # Enough to keep every provider busy; more would only hold references in memory.
         self._slots = asyncio.Semaphore(client.settings.max_concurrent * len(providers))
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._calls = BatchCalls(client.settings.falls_back_on)
-        client.add_sink(self._calls)
+        self._begun: dict[str, PromptRow] = {}
+        """Rows for which a request was sent."""
         self.entries: list[Entry] = []
         """Outcomes in the order in which the rows ended."""
         self.stopped: str | None = None
@@ -109,9 +110,15 @@ class Batch:
 
     async def run(self, rows: Sequence[PromptRow]) -> None:
         """Request the images of all rows, until all ended or something stops the run."""
-        self._tasks = {row.id: asyncio.create_task(self._make(row)) for row in rows}
-        with self._handled_signals():
-            outcomes = await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        loop = asyncio.get_running_loop()
+        # With nohup, the process was started to ignore SIGHUP.
+        handled = [each for each in _SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
+        for each in handled:
+            loop.add_signal_handler(each, self._on_signal, each)
+        self._tasks = {row.id: loop.create_task(self._make(row)) for row in rows}
+        outcomes = await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        for each in handled:
+            loop.remove_signal_handler(each)
         for bug in outcomes:
             if isinstance(bug, Exception):
                 raise bug
@@ -131,7 +138,8 @@ class Batch:
 
     async def _outcome(self, row: PromptRow) -> Entry:
         try:
-            result = await row.spec.place(self._client)
+            begin = partial(self._begun.setdefault, row.id, row)
+            result = await row.spec.place(self._client, on_start=begin)
         except ImageGenerationError as error:
             if self._is_fatal(error):
                 self._stop(advised(str(error), error))
@@ -140,9 +148,7 @@ class Batch:
 
     def _is_fatal(self, error: ImageGenerationError) -> bool:
         """Return whether no route can serve further rows, because of its key, quota or model."""
-        if not isinstance(error, AllProvidersFailedError):
-            return is_fatal(error.reason)
-        return all(is_fatal(self._cause(each)) for each in error.errors)
+        return all(is_fatal(self._cause(each)) for each in getattr(error, "errors", [error]))
 
     def _cause(self, error: ImageGenerationError) -> str | None:
         """Return the reason of a route's error; for an open circuit, the reason that opened it."""
@@ -152,27 +158,16 @@ class Batch:
         return error.reason
 
     def _stop(self, why: str) -> int:
-        """Drop the rows without a request in flight; return the number of the others."""
+        """Begin no more rows and send no more requests; return the number of rows under way."""
         self.stopped = self.stopped or why
-        finishing = self._calls.stop()
-        for task in self._tasks.values():
-            if task not in finishing:
+        for row_id, task in self._tasks.items():
+            if row_id not in self._begun:
                 task.cancel()
-        return len(finishing)
-
-    @contextmanager
-    def _handled_signals(self) -> Iterator[None]:
-        """Let signals stop the run, except those that the process ignores, as with ``nohup``."""
-        loop = asyncio.get_running_loop()
-        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        handled = [each for each in signals if signal.getsignal(each) is not signal.SIG_IGN]
-        for each in handled:
-            loop.add_signal_handler(each, self._on_signal, each)
-        try:
-            yield
-        finally:
-            for each in handled:
-                loop.remove_signal_handler(each)
+        under_way = [row for row in self._begun.values() if not self._tasks[row.id].done()]
+        if all(len(row.names) == 1 for row in under_way):
+            for breaker in self._client.breakers.values():
+                breaker.force_open = True
+        return len(under_way)
 
     def _on_signal(self, number: signal.Signals) -> None:
         if self.signal is None:

@@ -14,7 +14,7 @@ from resilient_imagen.request import RequestOptions
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from resilient_imagen import ImageClient, ImageResult
+    from resilient_imagen import ImageClient, ImageResult, OnStart
     from resilient_imagen.request import AspectRatio, Resolution
 
 __all__ = ["ImageSpec", "is_file", "is_text", "missing_file"]
@@ -42,8 +42,8 @@ class ImageSpec:
     mask: str | None = None
     """Path of a mask: the only reference is edited."""
 
-    async def place(self, client: ImageClient) -> ImageResult:
-        """Request the image.
+    async def place(self, client: ImageClient, on_start: OnStart | None = None) -> ImageResult:
+        """Request the image; ``on_start`` is called when the first request is about to be sent.
 
         Raises:
             ImageGenerationError: There is no image.
@@ -54,6 +54,7 @@ class ImageSpec:
             "resolution": self.resolution,
             "model": self.model,
             "deadline": self.deadline,
+            "on_start": on_start,
             **self.options,
         }
         try:

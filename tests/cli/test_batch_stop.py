@@ -17,6 +17,7 @@ from resilient_imagen.cli.batch_prompts import PromptRow, read_prompts
 from resilient_imagen.cli.image_spec import ImageSpec
 from resilient_imagen.emulator import BackgroundEmulator, faults
 from resilient_imagen.reasons import Reason
+from resilient_imagen.request import RequestOptions
 from resilient_imagen.testing import FakeProvider
 
 pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]
@@ -85,8 +86,18 @@ def test_the_signal_again_drops_what_was_sent(
     assert [path.name for path in Path("out").iterdir()] == ["results.jsonl"]
 
 
-def stopped(google: FakeProvider, openai: FakeProvider, after: float, **more: Any) -> Batch:
-    """Run two rows on virtual time, with a SIGINT after these seconds."""
+def stopped(
+    google: FakeProvider,
+    openai: FakeProvider,
+    after: float,
+    *,
+    options: RequestOptions | None = None,
+    **more: Any,
+) -> Batch:
+    """Run two rows on virtual time, with a SIGINT after these seconds.
+
+    ``more`` are further settings.
+    """
 
     class Stopped(Batch):
         async def run(self, rows: Sequence[PromptRow]) -> None:
@@ -94,18 +105,28 @@ def stopped(google: FakeProvider, openai: FakeProvider, after: float, **more: An
             asyncio.get_running_loop().call_later(after, self._on_signal, signal.SIGINT)
             await super().run(rows)
 
-    rows = read_prompts(write(scenes(2)), ImageSpec("", "9:16", "2K", **more))
-    run = run_rows(rows, google, openai, batch=Stopped, retry_base_delay=4.0, max_retries=3)
+    rows = read_prompts(write(scenes(2)), ImageSpec("", "9:16", "2K", options=options or {}))
+    more = {"retry_base_delay": 4.0, "max_retries": 3, **more}
+    run = run_rows(rows, google, openai, batch=Stopped, **more)
     assert run.stopped == "SIGINT"
     return run
 
 
-def test_a_call_in_back_off_is_dropped() -> None:
-    """A call without a request in flight sends no retry after the signal."""
+def test_a_row_in_the_queue_is_left() -> None:
+    """A row that waits for a slot of the provider sends no request after the signal."""
+    google, openai = FakeProvider("google", latency=2), FakeProvider("openai")
+    run = stopped(google, openai, 1, max_concurrent=1)
+    assert (len(google.sent), len(openai.sent)) == (1, 0)
+    assert [entry["id"] for entry in run.entries] == ["s0"]
+
+
+def test_a_back_off_ends_without_a_retry() -> None:
+    """A row that waits for its retry fails at once; the next run repeats it."""
     google, openai = FakeProvider("google"), FakeProvider("openai")
     google.fail(Reason.OVERLOADED, times=2, latency=0.1)
     run = stopped(google, openai, 0.2)
-    assert (len(google.sent), len(openai.sent), run.entries) == (2, 0, [])
+    assert (len(google.sent), len(openai.sent)) == (2, 0)
+    assert [entry["reason"] for entry in run.entries] == ["overloaded"] * 2
 
 
 @pytest.mark.parametrize("reason", [Reason.OVERLOADED, Reason.QUOTA_EXHAUSTED])
@@ -115,14 +136,24 @@ def test_a_failure_after_the_signal_causes_no_request(reason: Reason) -> None:
     google.fail(reason, times=1, latency=2)
     run = stopped(google, openai, 1)
     assert (len(google.sent), len(openai.sent)) == (2, 0)
-    assert [entry["status"] for entry in run.entries] == ["done"]
+    assert [entry["status"] for entry in run.entries] == ["done", "failed"]
 
 
-def test_a_hanging_request_has_until_its_time_limit() -> None:
+@pytest.mark.parametrize("on_timeout", ["keep", "abandon"])
+def test_a_hanging_request_ends(on_timeout: str) -> None:
     """The next vendor is not asked in its place, and the run ends."""
     google, openai = FakeProvider("google").hang(), FakeProvider("openai")
-    run = stopped(google, openai, 1)
-    assert (len(google.sent), len(openai.sent), run.entries) == (2, 0, [])
+    run = stopped(google, openai, 1, on_timeout=on_timeout)
+    assert (len(google.sent), len(openai.sent)) == (2, 0)
+    assert [entry["reason"] for entry in run.entries] == ["timeout"] * 2
+
+
+def test_a_slow_request_is_not_hedged() -> None:
+    """No request is sent beside one in flight after the signal."""
+    google, openai = FakeProvider("google", latency=9), FakeProvider("openai")
+    run = stopped(google, openai, 1, hedge_after=3, hedge_budget=1)
+    assert (len(google.sent), len(openai.sent)) == (2, 0)
+    assert [entry["status"] for entry in run.entries] == ["done"] * 2
 
 
 def test_a_blocked_prompt_is_recorded_after_the_signal() -> None:
@@ -130,12 +161,12 @@ def test_a_blocked_prompt_is_recorded_after_the_signal() -> None:
     google, openai = FakeProvider("google"), FakeProvider("openai")
     google.fail(Reason.CONTENT_BLOCKED, latency=2)
     run = stopped(google, openai, 1)
-    assert [entry["status"] for entry in run.entries] == ["failed"] * 2
+    assert [entry["reason"] for entry in run.entries] == ["content_blocked"] * 2
     assert openai.sent == []
 
 
 def test_a_row_of_several_images_is_completed() -> None:
-    """Its first image is paid for, and a row without the others would be requested again."""
+    """The further images are requested after the signal; the row would lack them otherwise."""
     google, openai = FakeProvider("google", latency=2), FakeProvider("openai")
     run = stopped(google, openai, 1, options={"n": 3})
     assert [len(entry["files"]) for entry in run.entries] == [3, 3]
