@@ -8,12 +8,12 @@ from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from resilient_imagen import CircuitOpenError, ImageGenerationError
+from resilient_imagen import ImageGenerationError
 from resilient_imagen.circuitbreaker.open_period import is_fatal
 from resilient_imagen.cli.batch_journal import open_journal
 from resilient_imagen.cli.batch_prompts import read_prompts
 from resilient_imagen.cli.client_session import open_client
-from resilient_imagen.cli.command_errors import FAILED, advised, system_words, warn
+from resilient_imagen.cli.command_errors import FAILED, advised, route_errors, system_words, warn
 from resilient_imagen.cli.terminal import echo, echo_json, one_line
 
 if TYPE_CHECKING:
@@ -61,14 +61,13 @@ async def run_batch(
             await batch.run([row for row in rows if row.id not in before])
         bill = client.snapshot()
     made = [entry for entry in batch.entries if entry["status"] == "done"]
-    ended = [*before.values(), *batch.entries]
-    failed = sum(entry["status"] == "failed" for entry in ended)
+    ended = Counter(entry["status"] for entry in [*before.values(), *batch.entries])
     summary = {
         "rows": len(rows),
         "made": len(made),
-        "kept": len(ended) - len(made) - failed,
-        "failed": failed,
-        "left": len(rows) - len(ended),
+        "kept": ended["done"] - len(made),
+        "failed": ended["failed"],
+        "left": len(rows) - ended.total(),
         "stopped": batch.stopped,
         "images": Counter(entry["provider"] for entry in made for _ in entry["files"]),
         "cost_usd": bill["cost_usd"],
@@ -80,7 +79,7 @@ async def run_batch(
         _print_summary(summary, folder, charged=emulator is None)
     if batch.signal is not None:
         raise SystemExit(128 + batch.signal)
-    if failed or summary["left"]:
+    if ended["done"] < len(rows):
         raise SystemExit(FAILED)
 
 
@@ -95,9 +94,8 @@ class Batch:
     def __init__(self, client: ImageClient, journal: Journal) -> None:
         self._client = client
         self._journal = journal
-        providers = {route.partition(":")[0] for route in client.breakers}
-        # Enough to keep every provider busy; more would only hold references in memory.
-        self._slots = asyncio.Semaphore(client.settings.max_concurrent * len(providers))
+        # Enough to keep every route busy; more would only hold references in memory.
+        self._slots = asyncio.Semaphore(client.settings.max_concurrent * len(client.breakers))
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._begun: dict[str, PromptRow] = {}
         """Rows for which a request was sent."""
@@ -148,14 +146,12 @@ class Batch:
 
     def _is_fatal(self, error: ImageGenerationError) -> bool:
         """Return whether no route can serve further rows, because of its key, quota or model."""
-        return all(is_fatal(self._cause(each)) for each in getattr(error, "errors", [error]))
-
-    def _cause(self, error: ImageGenerationError) -> str | None:
-        """Return the reason of a route's error; for an open circuit, the reason that opened it."""
-        breaker = self._client.breakers.get(f"{error.provider}:{error.model}")
-        if isinstance(error, CircuitOpenError) and breaker is not None:
-            return breaker.snapshot()["why"]
-        return error.reason
+        breakers = self._client.breakers.items()
+        opened_by = {route: breaker.snapshot()["why"] for route, breaker in breakers}
+        return all(
+            is_fatal(each.reason) or is_fatal(opened_by.get(f"{each.provider}:{each.model}"))
+            for each in route_errors(error)
+        )
 
     def _stop(self, why: str) -> int:
         """Begin no more rows and send no more requests; return the number of rows under way."""

@@ -48,7 +48,9 @@ def open_journal(folder: Path) -> Iterator[Journal]:
     path = folder / "results.jsonl"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = FileIO(path, "a+", opener=_without_links)
+        file = FileIO(
+            path, "a+", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666)
+        )
     except OSError as error:
         raise CommandError(f"-o {system_words(error)}") from None
     with file:
@@ -133,7 +135,3 @@ class Journal:
             error.filename = self._file.name
             raise
         return entry
-
-
-def _without_links(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)

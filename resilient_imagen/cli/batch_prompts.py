@@ -9,20 +9,18 @@ import unicodedata
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from resilient_imagen.cli.command_errors import CommandError
 from resilient_imagen.cli.image_spec import ImageSpec, is_text, missing_file
 from resilient_imagen.request import ImageRequest
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 __all__ = ["PromptRow", "read_prompts"]
 
-_OPTIONS: Final = ("n", "output_format", "output_compression", "background", "quality", "seed")
-_FIELDS: Final = ("prompt", "aspect_ratio", "resolution")
-_KEYS: Final = ("prompt", "id", "aspect_ratio", "resolution", "references", *_OPTIONS)
+_KEYS: Final = (
+    *("prompt", "id", "aspect_ratio", "resolution", "references"),
+    *("n", "output_format", "output_compression", "background", "quality", "seed"),
+)
 _ID: Final = re.compile(r'(?![.-])[^/\\:*?"<>|]+')
 _MAX_ID_BYTES: Final = 150
 """File systems allow 255 bytes; a number and an extension are added."""
@@ -53,36 +51,29 @@ def read_prompts(path: Path, defaults: ImageSpec) -> list[PromptRow]:
         CommandError: Lines are wrong; the message lists them.
         OSError: The file cannot be read.
     """
+    _digest.cache_clear()  # a reference may have changed since an earlier run of this process
     rows: list[PromptRow] = []
     problems: list[str] = []
-    taken: dict[str, int] = {}
-    digest = cache(_digest)  # many rows share a few references
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
         try:
-            given_id, spec = _parsed(line, path.parent, defaults)
-            asked = _fingerprint(spec, digest)
-            row = PromptRow(given_id or _derived_id(spec, asked), number, spec, asked)
-            problems += [
-                f"line {number}: the image {name} is also of line {other}"
-                for name in row.names
-                if (other := taken.setdefault(name.casefold(), number)) != number
-            ]
-            rows.append(row)
+            if line.strip():
+                rows.append(_parsed(number, line, path.parent, defaults))
         except (ValueError, OSError) as error:
             problems.append(f"line {number}: {error}")
+    taken: dict[str, int] = {}
+    problems += [
+        f"line {row.line}: the image {name} is also of line {other}"
+        for row in rows
+        for name in row.names
+        if (other := taken.setdefault(name.casefold(), row.line)) != row.line
+    ]
     if problems or not rows:
         raise CommandError(f"{path}: {'; '.join(problems) or 'contains no prompts'}")
     return rows
 
 
-def _parsed(line: bytes, folder: Path, defaults: ImageSpec) -> tuple[str | None, ImageSpec]:
-    """Return a line's id, if it has one, and its request.
-
-    Raises:
-        ValueError: The line is wrong; the message says how.
-    """
+def _parsed(number: int, line: bytes, folder: Path, defaults: ImageSpec) -> PromptRow:
+    """Return the row of a line; a ValueError says how the line is wrong."""
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError):
@@ -92,24 +83,26 @@ def _parsed(line: bytes, folder: Path, defaults: ImageSpec) -> tuple[str | None,
     if unknown := sorted(fields.keys() - set(_KEYS)):
         raise ValueError(f"has the unknown key {unknown[0][:40]!r}; keys are {', '.join(_KEYS)}")
     given = {key: value for key, value in fields.items() if value is not None}
-    references = given.get("references", [])
+    given_id, references = given.pop("id", None), given.pop("references", [])
     if not isinstance(references, list) or not all(isinstance(each, str) for each in references):
         raise ValueError("references must be a list of paths, addresses or data URLs")
     if (missing := missing_file(references, folder)) is not None:
         raise ValueError(f"there is no file at the reference {missing}")
-    own = {key: given[key] for key in _FIELDS if key in given}
-    options: Any = {key: given[key] for key in _OPTIONS if key in given}
     spec = replace(
         defaults,
-        **own,
+        prompt=given.pop("prompt", ""),
+        aspect_ratio=given.pop("aspect_ratio", defaults.aspect_ratio),
+        resolution=given.pop("resolution", defaults.resolution),
         references=tuple(each if is_text(each) else str(folder / each) for each in references),
-        options={**defaults.options, **options},
+        options={**defaults.options, **given},
     )
     ImageRequest(spec.prompt, spec.aspect_ratio, spec.resolution, **spec.options)  # checks them
-    return _id(given["id"]) if "id" in given else None, spec
+    asked = _fingerprint(spec)
+    row_id = _derived_id(spec, asked) if given_id is None else _checked_id(given_id)
+    return PromptRow(row_id, number, spec, asked)
 
 
-def _id(given: object) -> str:
+def _checked_id(given: object) -> str:
     name = unicodedata.normalize("NFC", str(given))
     is_name = name.isprintable() and _ID.fullmatch(name) and len(name.encode()) <= _MAX_ID_BYTES
     if type(given) not in (str, int) or not is_name:
@@ -126,15 +119,16 @@ def _derived_id(spec: ImageSpec, asked: str) -> str:
     return f"{words}-{asked[:8]}".lstrip("-")
 
 
-def _fingerprint(spec: ImageSpec, digest: Callable[[Path], str]) -> str:
+def _fingerprint(spec: ImageSpec) -> str:
     """Return a hash of the request: the contents of references count, their paths do not."""
-    references = [each if is_text(each) else digest(Path(each)) for each in spec.references]
+    references = [each if is_text(each) else _digest(Path(each)) for each in spec.references]
     asked: list[object] = [spec.prompt, spec.aspect_ratio, spec.resolution, spec.model, references]
     if spec.options:
-        asked.append(dict(sorted(spec.options.items())))
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+        asked.append(spec.options)
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
 
+@cache  # many rows share a few references
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -31,6 +31,7 @@ __all__ = [
     "CommandError",
     "advised",
     "keys_to_check",
+    "route_errors",
     "suggestion",
     "system_words",
     "warn",
@@ -146,7 +147,7 @@ def _described(error: ImageGenerationError) -> str:
 def keys_to_check(error: ImageGenerationError) -> list[str]:
     """Return the variables of the keys that were refused, in the order of the routes."""
     failures = [(each.provider, each.reason) for each in error.attempts]
-    failures += [(each.provider or "", each.reason) for each in _route_errors(error)]
+    failures += [(each.provider or "", each.reason) for each in route_errors(error)]
     refused = dict.fromkeys(name for name, reason in failures if reason in _ABOUT_THE_KEY)
     return [
         _in_use(_VARIABLES.get(name, (f"{name.upper()}_API_KEY",)))
@@ -158,7 +159,7 @@ def keys_to_check(error: ImageGenerationError) -> list[str]:
 def advised(line: str, error: ImageGenerationError) -> str:
     """Return the line with the causes of refused keys and failed connections, and what to check."""
     messages: dict[str | None, str] = {}
-    for each in _route_errors(error):
+    for each in route_errors(error):
         if each.vendor_message and each.reason in _ABOUT_THE_KEY:
             messages[each.provider] = f'{each.provider} says "{each.vendor_message}"'
         elif each.vendor_message and each.reason is Reason.CONNECTION:  # the system's description
@@ -172,7 +173,7 @@ def _connections_to_check(error: ImageGenerationError) -> list[str]:
     """Return what a provider that could not be reached depends on, with the variables in use."""
     unreached = [
         each.provider or ""
-        for each in _route_errors(error)
+        for each in route_errors(error)
         if each.reason is Reason.CONNECTION and each.not_sent
     ]
     if not unreached:
@@ -183,7 +184,8 @@ def _connections_to_check(error: ImageGenerationError) -> list[str]:
     return ["the network", *(name for name in names if os.environ.get(name))]
 
 
-def _route_errors(error: ImageGenerationError) -> Sequence[ImageGenerationError]:
+def route_errors(error: ImageGenerationError) -> Sequence[ImageGenerationError]:
+    """Return the errors of the routes that were asked: the error itself if it is of one route."""
     return getattr(error, "errors", (error,))
 
 

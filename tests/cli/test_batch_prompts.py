@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resilient_imagen.cli import batch_prompts
 from resilient_imagen.cli.batch_prompts import PromptRow, read_prompts
 from resilient_imagen.cli.command_errors import CommandError
 from resilient_imagen.cli.image_spec import ImageSpec
@@ -114,20 +115,22 @@ def test_image_data_in_a_reference_is_not_shown() -> None:
 
 
 def test_a_reference_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reference that many rows share is read once."""
+    """A reference that many rows share is read once by a run, and again by the next run."""
     (tmp_path / "fox.png").write_bytes(b"fox")
     path = tmp_path / "prompts.jsonl"
     lines = [{"prompt": f"scene {number}", "references": ["fox.png"]} for number in range(50)]
     path.write_text("\n".join(map(json.dumps, lines)))
-    read_by = []
+    read_by, usual = [], hashlib.file_digest
 
-    def digest_of(path: Path) -> str:
-        read_by.append(path)
-        return "0"
+    def digest_of(file: Any, kind: str) -> object:
+        read_by.append(file.name)
+        return usual(file, kind)
 
-    monkeypatch.setattr(batch_prompts, "_digest", digest_of)
+    monkeypatch.setattr(hashlib, "file_digest", digest_of)
     assert len(read_prompts(path, DEFAULTS)) == 50
-    assert read_by == [tmp_path / "fox.png"]
+    assert read_by == [str(tmp_path / "fox.png")]
+    assert len(read_prompts(path, DEFAULTS)) == 50
+    assert read_by == [str(tmp_path / "fox.png")] * 2
 
 
 def test_an_id_does_not_depend_on_a_row_that_has_its_own() -> None:
