@@ -87,8 +87,8 @@ def test_the_signal_again_drops_what_was_sent(
 
 
 def stopped(
-    google: FakeProvider,
-    openai: FakeProvider,
+    first: FakeProvider,
+    second: FakeProvider,
     after: float,
     *,
     options: RequestOptions | None = None,
@@ -107,7 +107,7 @@ def stopped(
 
     rows = read_prompts(write(scenes(2)), ImageSpec("", "9:16", "2K", options=options or {}))
     more = {"retry_base_delay": 4.0, "max_retries": 3, **more}
-    run = run_rows(rows, google, openai, batch=Stopped, **more)
+    run = run_rows(rows, first, second, batch=Stopped, **more)
     assert run.stopped == "SIGINT"
     return run
 
@@ -137,6 +137,16 @@ def test_a_failure_after_the_signal_causes_no_request(reason: Reason) -> None:
     run = stopped(google, openai, 1)
     assert (len(google.sent), len(openai.sent)) == (2, 0)
     assert [entry["status"] for entry in run.entries] == ["done", "failed"]
+
+
+def test_a_failure_after_the_signal_causes_no_request_of_another_account() -> None:
+    """The second account of a step is not asked in place of the first one."""
+    first, second = FakeProvider("google"), FakeProvider("google_b")
+    first.fail(Reason.OVERLOADED, latency=2)
+    second.fail(Reason.OVERLOADED, latency=2)
+    run = stopped(first, second, 1, routes="google+google_b:gemini-3-pro-image")
+    assert (len(first.sent), len(second.sent)) == (1, 1)
+    assert [entry["status"] for entry in run.entries] == ["failed"] * 2
 
 
 @pytest.mark.parametrize("on_timeout", ["keep", "abandon"])

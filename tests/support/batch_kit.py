@@ -57,11 +57,12 @@ def run_rows(
 
     ``more`` are further settings.
     """
-    models = {"google": "gemini-3-pro-image", "openai": "gpt-image-2.5-flare"}
+    google, openai = "gemini-3-pro-image", "gpt-image-2.5-flare"
+    models = {"google": google, "google_b": google, "openai": openai}
     routes = ",".join(f"{each.name}:{models[each.name]}" for each in providers)
 
     async def run() -> Batch:
-        settings = Settings(routes=routes, ipm=6000, **more)
+        settings = Settings(**{"routes": routes, "ipm": 6000, **more})
         async with ImageClient(settings, providers=providers) as client:
             with open_journal(Path("out")) as kept:
                 work = batch(client, kept)
