@@ -369,6 +369,61 @@ def test_shortest_wait_is_the_wait_of_a_new_caller(
     run_virtual(main())
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    arrivals=st.lists(st.tuples(st.floats(0, 60), st.floats(0, 30)), min_size=1, max_size=20),
+    slots=st.integers(1, 3),
+    per_minute=st.sampled_from([6.0, 10.0, 60.0]),
+    burst=st.integers(1, 3),
+)
+def test_a_free_slot_is_taken_by_callers_that_need_not_wait_and_by_no_others(
+    arrivals: list[tuple[float, float]], slots: int, per_minute: float, burst: int
+) -> None:
+    """``take_free`` passes nobody in the queue, and keeps the limits of ``join``."""
+    limiter = RateLimiter(max_concurrent=slots, per_minute=per_minute, burst=burst)
+    sent: list[float] = []
+
+    async def caller(at: float, busy: float) -> None:
+        await asyncio.sleep(at)
+        waiting, is_free = limiter.snapshot()["waiting"], limiter.is_free()
+        slot = limiter.take_free()
+        assert (slot is not None) == is_free
+        assert slot is None or not (slot.waited or waiting)
+        with slot or limiter.join() as slot:
+            assert slot.waited != is_free
+            await slot.granted
+            slot.consume()
+            sent.append(now())
+            assert limiter.in_flight <= slots
+            await asyncio.sleep(busy)
+
+    async def main() -> None:
+        await asyncio.gather(*(caller(*each) for each in arrivals))
+        assert limiter.in_flight == 0
+
+    run_virtual(main())
+    for first, last in zip(sent, sent[burst:], strict=False):
+        assert last - first >= 60 / per_minute - 1e-3
+
+
+def test_a_free_slot_that_is_not_used_gives_its_place_back() -> None:
+    """The place of a taken slot counts only once its request is sent."""
+
+    async def main() -> None:
+        limiter = RateLimiter(max_concurrent=1, per_minute=1)
+        for _ in range(2):
+            slot = limiter.take_free()
+            assert slot is not None
+            assert limiter.take_free() is None
+            with slot:
+                pass
+        with limiter.take_free() or limiter.join() as slot:
+            slot.consume()
+        assert limiter.take_free() is None, "a minute has to pass"
+
+    run_virtual(main())
+
+
 Plan = list[tuple[float, float, float | None]]
 
 

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -31,7 +31,7 @@ from resilient_imagen.telemetry.events import (
     RequestEnded,
     RequestStarted,
 )
-from resilient_imagen.telemetry.sink import EventSink
+from resilient_imagen.telemetry.sink import EventSink, SelectiveSink
 from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
 
 who = contextvars.ContextVar("who", default="nobody")
@@ -269,6 +269,28 @@ def test_inline_sinks_get_events_in_order_and_endings_in_reverse() -> None:
         ("b", "RequestEnded"),
         ("a", "RequestEnded"),
     ]
+
+
+def test_a_selective_sink_is_called_only_with_events_that_it_handles() -> None:
+    """Its errors are shielded as others are, and ``handle`` ignores the other types, too."""
+    seen: list[str] = []
+
+    class Selective(SelectiveSink):
+        def handler_of(self, kind: type[Event]) -> Callable[[Any], None] | None:
+            return self.note if kind in {RequestStarted, RequestEnded} else None
+
+        def note(self, event: Event) -> None:
+            seen.append(type(event).__name__)
+            raise ValueError
+
+    sink, recorded = Selective(), RecordingSink()
+    run_virtual(ask(sink, recorded))
+    assert seen == ["RequestStarted", "RequestEnded"]
+    assert len(recorded.events) > len(seen)
+    sink.handle(OperatorWarning(code="n", message="x"))
+    with pytest.raises(ValueError):  # noqa: PT011 - it has no text
+        sink.handle(recorded.last(RequestEnded))
+    assert seen[2:] == ["RequestEnded"]
 
 
 def test_the_recording_sink_selects_events() -> None:
