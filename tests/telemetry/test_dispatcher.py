@@ -288,7 +288,7 @@ def test_a_selective_sink_is_called_only_with_events_that_it_handles() -> None:
     assert seen == ["RequestStarted", "RequestEnded"]
     assert len(recorded.events) > len(seen)
     sink.handle(OperatorWarning(code="n", message="x"))
-    with pytest.raises(ValueError):  # noqa: PT011 - it has no text
+    with pytest.raises(ValueError):
         sink.handle(recorded.last(RequestEnded))
     assert seen[2:] == ["RequestEnded"]
 
