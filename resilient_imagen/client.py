@@ -23,6 +23,7 @@ from resilient_imagen.errors import (
 from resilient_imagen.health import assess
 from resilient_imagen.inflight import CallsInFlight
 from resilient_imagen.pipeline.attempt import AttemptExecutor
+from resilient_imagen.pipeline.call_state import CallState, new_id
 from resilient_imagen.pipeline.deadline import Deadline
 from resilient_imagen.pipeline.fitter import ImageFitter
 from resilient_imagen.pipeline.hedge import OverlapPolicy
@@ -31,7 +32,6 @@ from resilient_imagen.pipeline.on_start import OnStartHook
 from resilient_imagen.pipeline.pipeline import Pipeline
 from resilient_imagen.pipeline.progress import ProgressReporter
 from resilient_imagen.pipeline.router import Router
-from resilient_imagen.pipeline.state import CallState, new_id
 from resilient_imagen.pipeline.step import steps_for_edit
 from resilient_imagen.providers import collect_providers
 from resilient_imagen.providers.base import endpoint_of

@@ -11,7 +11,7 @@ from resilient_imagen.reasons import Reason
 
 if TYPE_CHECKING:
     from resilient_imagen.pipeline.route import Route
-    from resilient_imagen.pipeline.state import RouteState
+    from resilient_imagen.pipeline.route_state import RouteState
     from resilient_imagen.ratelimit.limiter import Slot
 
 __all__ = ["AccountQueues"]

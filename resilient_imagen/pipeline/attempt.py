@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from resilient_imagen.circuitbreaker import Permit
+    from resilient_imagen.pipeline.call_state import CallState
     from resilient_imagen.pipeline.failure import FailureClass
     from resilient_imagen.pipeline.fitter import ImageFitter
     from resilient_imagen.pipeline.hedge import OverlapPolicy
     from resilient_imagen.pipeline.outcome import AttemptOutcome
     from resilient_imagen.pipeline.route import Route
-    from resilient_imagen.pipeline.state import CallState, RouteState
+    from resilient_imagen.pipeline.route_state import RouteState
     from resilient_imagen.providers.base import ProviderResult
     from resilient_imagen.ratelimit.limiter import Slot
     from resilient_imagen.settings import Settings

@@ -12,7 +12,7 @@ from resilient_imagen.tracebacks import clear_frame_locals
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from resilient_imagen.pipeline.state import RouteState
+    from resilient_imagen.pipeline.route_state import RouteState
 
 __all__ = ["BackgroundRequests"]
 

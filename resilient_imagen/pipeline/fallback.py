@@ -34,10 +34,11 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from resilient_imagen.pipeline.background import BackgroundRequests
+    from resilient_imagen.pipeline.call_state import CallState
     from resilient_imagen.pipeline.hedge import HedgeBudget
     from resilient_imagen.pipeline.outcome import AttemptSuccess
     from resilient_imagen.pipeline.route import Route
-    from resilient_imagen.pipeline.state import CallState, RouteState
+    from resilient_imagen.pipeline.route_state import RouteState
     from resilient_imagen.settings import Settings
     from resilient_imagen.telemetry.dispatcher import SinkDispatcher
 
@@ -334,7 +335,7 @@ async def _run(
     except BaseException as error:  # noqa: BLE001 - raised by the caller's task
         return error
     finally:
-        state.task = state.call = None
+        state.task = state.note_change = None
         # Instead of a callback of the task, which would cost a round of the event loop. The caller
         # runs in the next round, when the task is done.
         call.note_change()

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from resilient_imagen.circuitbreaker import Permit
+    from resilient_imagen.pipeline.call_state import CallState
     from resilient_imagen.pipeline.route import Route
-    from resilient_imagen.pipeline.state import CallState, RouteState
+    from resilient_imagen.pipeline.route_state import RouteState
     from resilient_imagen.ratelimit.limiter import Slot
     from resilient_imagen.settings import Settings
 

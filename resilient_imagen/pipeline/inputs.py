@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from resilient_imagen.images.limits import ImageLimits
-    from resilient_imagen.pipeline.state import CallState
+    from resilient_imagen.pipeline.call_state import CallState
     from resilient_imagen.references.fetch import Fetcher
     from resilient_imagen.result import ImageInput
     from resilient_imagen.telemetry.dispatcher import SinkDispatcher

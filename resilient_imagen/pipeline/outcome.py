@@ -9,9 +9,9 @@ from resilient_imagen.result import ImageResult
 
 if TYPE_CHECKING:
     from resilient_imagen.errors import ImageGenerationError
+    from resilient_imagen.pipeline.call_state import CallState
     from resilient_imagen.pipeline.fitter import FittedImage
     from resilient_imagen.pipeline.route import AdaptedRequest, Route
-    from resilient_imagen.pipeline.state import CallState
     from resilient_imagen.result import Usage
     from resilient_imagen.telemetry.events import AttemptEnded
 

@@ -31,8 +31,8 @@ from resilient_imagen.pipeline.fallback import Fallback
 from resilient_imagen.pipeline.hedge import HedgeBudget
 from resilient_imagen.pipeline.outcome import AttemptFailure
 from resilient_imagen.pipeline.retry import FailedRequest, RetryPolicy
+from resilient_imagen.pipeline.route_state import RouteState
 from resilient_imagen.pipeline.several_images import SeveralImages
-from resilient_imagen.pipeline.state import RouteState
 from resilient_imagen.pipeline.step import AccountChangedError, StepState
 from resilient_imagen.ratelimit.limiter import QueueFullError
 from resilient_imagen.reasons import POLICIES, BreakerOutcome, Reason
@@ -43,10 +43,10 @@ if TYPE_CHECKING:
 
     from resilient_imagen.inflight import CallsInFlight
     from resilient_imagen.pipeline.attempt import AttemptExecutor
+    from resilient_imagen.pipeline.call_state import CallState
     from resilient_imagen.pipeline.deadline import Deadline
     from resilient_imagen.pipeline.outcome import AttemptOutcome, AttemptSuccess
     from resilient_imagen.pipeline.route import Route
-    from resilient_imagen.pipeline.state import CallState
     from resilient_imagen.ratelimit.limiter import Slot
     from resilient_imagen.settings import Settings
     from resilient_imagen.snapshots import HedgingSnapshot
@@ -212,7 +212,7 @@ class Pipeline:
             step=step,
             route=route,
             deadline=call.deadline,
-            call=call,
+            note_change=call.note_change,
         )
         step.running.append(state)
         return state

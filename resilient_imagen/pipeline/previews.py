@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from resilient_imagen.pipeline.state import CallState, RouteState
+    from resilient_imagen.pipeline.call_state import CallState
+    from resilient_imagen.pipeline.route_state import RouteState
     from resilient_imagen.request import ImageRequest, PartialImage
 
 __all__ = ["SILENT_AFTER", "PreviewWatch"]

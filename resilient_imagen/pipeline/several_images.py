@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Final
 
 from resilient_imagen.cost import sum_known
 from resilient_imagen.errors import ImageGenerationError
+from resilient_imagen.pipeline.call_state import CallState
 from resilient_imagen.pipeline.deadline import Deadline
 from resilient_imagen.pipeline.outcome import AttemptSuccess
-from resilient_imagen.pipeline.state import CallState
 from resilient_imagen.reasons import Reason
 from resilient_imagen.request import MAX_SEED
 

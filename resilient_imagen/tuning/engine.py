@@ -12,13 +12,13 @@ from resilient_imagen.effective_settings import variables_of
 from resilient_imagen.errors import ImageGenerationError
 from resilient_imagen.inflight import CallsInFlight
 from resilient_imagen.pipeline.attempt import AttemptExecutor
+from resilient_imagen.pipeline.call_state import CallState
 from resilient_imagen.pipeline.deadline import Deadline
 from resilient_imagen.pipeline.fitter import FittedImage, ImageFitter
 from resilient_imagen.pipeline.hedge import OverlapPolicy
 from resilient_imagen.pipeline.pipeline import Pipeline
 from resilient_imagen.pipeline.route import Route
 from resilient_imagen.pipeline.route_factory import new_breaker, new_limiter
-from resilient_imagen.pipeline.state import CallState
 from resilient_imagen.pipeline.step import group_by_step
 from resilient_imagen.telemetry.dispatcher import SinkDispatcher
 from resilient_imagen.telemetry.events import BreakerChanged, SettingsReported
