@@ -496,3 +496,68 @@ def test_a_timer_without_when_is_supported() -> None:
         runner.run(main())
 
     assert sent == [0, 1, 2]
+
+
+def test_shortest_wait_of_a_caller_in_the_queue_counts_only_those_before_it() -> None:
+    """Each waiting caller has its own estimate; a new caller comes after all of them."""
+
+    async def main() -> None:
+        limiter = RateLimiter(max_concurrent=4, per_minute=10)
+        slots = [limiter.join() for _ in range(4)]
+        waits = [limiter.shortest_wait(slot=slot) for slot in slots[1:]]
+        assert waits == pytest.approx([6.0, 12.0, 18.0], abs=1e-3)
+        assert limiter.shortest_wait() == pytest.approx(24.0, abs=1e-3)
+        for slot in reversed(slots):
+            limiter.release(slot)
+
+    run_virtual(main())
+
+
+def test_a_new_rate_changes_the_waits_in_proportion() -> None:
+    """Half of the wait is left at twice the rate, the next callers have the new distance."""
+    limiter = RateLimiter(max_concurrent=9, per_minute=10)
+    sent: list[float] = []
+
+    async def main() -> None:
+        calls = [
+            asyncio.create_task(paced(limiter, partial(asyncio.sleep, 0), sent)) for _ in range(4)
+        ]
+        await asyncio.sleep(2)
+        limiter.reconfigure(max_concurrent=9, per_minute=20, burst=1)
+        await asyncio.gather(*calls)
+
+    run_virtual(main())
+    assert sent == pytest.approx([0.0, 4.0, 7.0, 10.0], abs=1e-3)
+
+
+def test_a_new_burst_serves_as_many_waiting_callers_at_once() -> None:
+    """After an idle time, as many callers as the new burst start together."""
+    limiter = RateLimiter(max_concurrent=9, per_minute=10)
+    sent: list[float] = []
+
+    async def main() -> None:
+        limiter.reconfigure(max_concurrent=9, per_minute=10, burst=3)
+        await asyncio.gather(*(paced(limiter, partial(asyncio.sleep, 0), sent) for _ in range(4)))
+
+    run_virtual(main())
+    assert sent == pytest.approx([0.0, 0.0, 0.0, 6.0], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("slots", "starts"), [(3, [0.0, 1.0, 1.0, 20.0]), (1, [0.0, 20.0, 40.0, 60.0])]
+)
+def test_a_new_number_of_slots_counts_at_once(slots: int, starts: list[float]) -> None:
+    """More slots let waiting callers start; with fewer, requests in flight continue."""
+    limiter = RateLimiter(max_concurrent=1, per_minute=6000)
+    sent: list[float] = []
+
+    async def main() -> None:
+        calls = [
+            asyncio.create_task(paced(limiter, partial(asyncio.sleep, 20), sent)) for _ in range(4)
+        ]
+        await asyncio.sleep(1)
+        limiter.reconfigure(max_concurrent=slots, per_minute=6000, burst=2)
+        await asyncio.gather(*calls)
+
+    run_virtual(main())
+    assert sent == pytest.approx(starts, abs=0.1)
