@@ -8,21 +8,18 @@ from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from resilient_imagen import ImageGenerationError
+from resilient_imagen import ImageClient, ImageGenerationError, ImageResult
 from resilient_imagen.circuitbreaker.open_period import is_fatal
-from resilient_imagen.cli.batch_journal import open_journal
-from resilient_imagen.cli.batch_prompts import read_prompts
+from resilient_imagen.cli.batch_journal import Entry, Journal, open_journal
+from resilient_imagen.cli.batch_prompts import PromptRow, read_prompts
 from resilient_imagen.cli.client_session import open_client
-from resilient_imagen.cli.command_errors import FAILED, advised, route_errors, system_words, warn
+from resilient_imagen.cli.command_errors import FAILED, advised, line_and_code, route_errors, warn
 from resilient_imagen.cli.terminal import echo, echo_json, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from resilient_imagen import ImageClient
-    from resilient_imagen.cli.batch_journal import Entry, Journal
-    from resilient_imagen.cli.batch_prompts import PromptRow
     from resilient_imagen.cli.image_spec import ImageSpec
     from resilient_imagen.emulator import Emulator
 
@@ -32,7 +29,7 @@ _USUAL: Final = {
     "strict_references": True,  # an image without its references would be paid for in vain
     "when_all_open": "wait",  # rows wait for the end of an outage instead of failing in it
 }
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS: Final = {each.name: each for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 
 
 async def run_batch(
@@ -56,30 +53,29 @@ async def run_batch(
     rows = await asyncio.to_thread(read_prompts, prompts, defaults)  # it reads references, too
     async with open_client(given, _USUAL, emulator=emulator, model=defaults.model) as client:
         with open_journal(folder) as journal:
-            before = {row.id: entry for row in rows if (entry := journal.settled(row))}
+            outcomes = {row.id: journal.settled(row) for row in rows}
             batch = Batch(client, journal)
-            await batch.run([row for row in rows if row.id not in before])
+            await batch.run([row for row in rows if outcomes[row.id] is None])
         bill = client.snapshot()
-    made = [entry for entry in batch.entries if entry["status"] == "done"]
-    ended = Counter(entry["status"] for entry in [*before.values(), *batch.entries])
+    outcomes |= {each["id"]: "made" if "files" in each else "failed" for each in batch.entries}
+    counts = Counter(outcomes.values())
+    images = [each["provider"] for each in batch.entries for _ in each.get("files", ())]
     summary = {
         "rows": len(rows),
-        "made": len(made),
-        "kept": ended["done"] - len(made),
-        "failed": ended["failed"],
-        "left": len(rows) - ended.total(),
+        **{outcome: counts[outcome] for outcome in ("made", "kept", "failed")},
+        "left": counts[None],
         "stopped": batch.stopped,
-        "images": Counter(entry["provider"] for entry in made for _ in entry["files"]),
+        "images": Counter(images),
         "cost_usd": bill["cost_usd"],
         "maybe_billed": bill["maybe_billed"],
     }
     if as_json:
         echo_json(summary)
     else:
-        _print_summary(summary, folder, charged=emulator is None)
-    if batch.signal is not None:
-        raise SystemExit(128 + batch.signal)
-    if ended["done"] < len(rows):
+        _print_summary(summary, folder, emulated=emulator is not None)
+    if batch.stopped in _SIGNALS:
+        raise SystemExit(128 + _SIGNALS[batch.stopped])
+    if summary["failed"] or summary["left"]:
         raise SystemExit(FAILED)
 
 
@@ -102,103 +98,77 @@ class Batch:
         self.entries: list[Entry] = []
         """Outcomes in the order in which the rows ended."""
         self.stopped: str | None = None
-        """Why rows are left for another run."""
-        self.signal: signal.Signals | None = None
-        """The signal that stopped the run."""
+        """Why rows are left for another run: an error, or the name of a signal."""
 
     async def run(self, rows: Sequence[PromptRow]) -> None:
         """Request the images of all rows, until all ended or something stops the run."""
         loop = asyncio.get_running_loop()
-        # With nohup, the process was started to ignore SIGHUP.
-        handled = [each for each in _SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
-        for each in handled:
-            loop.add_signal_handler(each, self._on_signal, each)
+        for name, number in _SIGNALS.items():
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+                loop.add_signal_handler(number, self._on_signal, name)
         self._tasks = {row.id: loop.create_task(self._make(row)) for row in rows}
-        outcomes = await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-        for each in handled:
-            loop.remove_signal_handler(each)
-        for bug in outcomes:
-            if isinstance(bug, Exception):
-                raise bug
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)  # some are cancelled
+        for number in _SIGNALS.values():
+            loop.remove_signal_handler(number)
 
     async def _make(self, row: PromptRow) -> None:
         async with self._slots:
             try:
-                entry = await self._outcome(row)
-            except OSError as error:  # an image or the journal cannot be written
-                self._stop(system_words(error))
-            except Exception:
-                self._stop("an internal error")
-                raise
+                outcome = await self._request(row)
+                entry = self._journal.record(row, outcome)  # not in a thread: cannot be cancelled
+            except Exception as error:  # noqa: BLE001 - a file cannot be written, or it is a bug
+                self._stop(line_and_code(error)[0])
             else:
                 self.entries.append(entry)
-                warn(f"{len(self.entries)}/{len(self._tasks)} {_described(row, entry)}")
+                images = ", ".join(entry.get("files", [row.id]))
+                ended = entry.get("error") or f"{entry['provider']}, {entry['latency_s']:.1f} s"
+                warn(f"{len(self.entries)}/{len(self._tasks)} {images}: {ended}")
 
-    async def _outcome(self, row: PromptRow) -> Entry:
+    async def _request(self, row: PromptRow) -> ImageResult | ImageGenerationError:
+        begin = partial(self._begun.setdefault, row.id, row)
         try:
-            begin = partial(self._begun.setdefault, row.id, row)
-            result = await row.spec.place(self._client, on_start=begin)
+            return await row.spec.place(self._client, on_start=begin)
         except ImageGenerationError as error:
             if self._is_fatal(error):
                 self._stop(advised(str(error), error))
-            return self._journal.failed(row, error)
-        return self._journal.done(row, result)  # not in a thread: nothing can cancel it here
+            return error
 
     def _is_fatal(self, error: ImageGenerationError) -> bool:
         """Return whether no route can serve further rows, because of its key, quota or model."""
-        breakers = self._client.breakers.items()
-        opened_by = {route: breaker.snapshot()["why"] for route, breaker in breakers}
+        opened_by = {route: each.snapshot()["why"] for route, each in self._client.breakers.items()}
         return all(
             is_fatal(each.reason) or is_fatal(opened_by.get(f"{each.provider}:{each.model}"))
             for each in route_errors(error)
         )
 
-    def _stop(self, why: str) -> int:
-        """Begin no more rows and send no more requests; return the number of rows under way."""
-        self.stopped = self.stopped or why
+    def _stop(self, why: str) -> None:
+        """Begin no more rows and send no more requests."""
+        if self.stopped is not None:
+            return
+        self.stopped = why
         for row_id, task in self._tasks.items():
             if row_id not in self._begun:
                 task.cancel()
-        under_way = [row for row in self._begun.values() if not self._tasks[row.id].done()]
-        if all(len(row.names) == 1 for row in under_way):
+        calls = [row for row in self._begun.values() if not self._tasks[row.id].done()]
+        if all(len(row.names) == 1 for row in calls):
             for breaker in self._client.breakers.values():
                 breaker.force_open = True
-        return len(under_way)
+        warn(f"stopping: {why}; finishing sent calls: {len(calls)}; Ctrl-C or SIGTERM drops them")
 
-    def _on_signal(self, number: signal.Signals) -> None:
-        if self.signal is None:
-            self.signal = number
-            calls = self._stop(number.name)
-            warn(
-                f"finishing what was sent, as it is paid for: {calls} call{'s' * (calls != 1)} "
-                "under way; Ctrl-C or SIGTERM now drops it"
-            )
-        elif number != signal.SIGHUP:  # a terminal that closes sends it more than once
+    def _on_signal(self, name: str) -> None:
+        if self.stopped is None:
+            self._stop(name)
+        elif name != "SIGHUP":  # a terminal that closes sends it more than once
             for task in self._tasks.values():
                 task.cancel()
 
 
-def _described(row: PromptRow, entry: Entry) -> str:
-    if entry["status"] == "failed":
-        return f"{row.id}: {entry['error']}"
-    images, requested = len(entry["files"]), len(row.names)
-    missing = f", {images} of {requested} images" if images < requested else ""
-    return f"{row.id}: {entry['provider']}, {entry['latency_s']:.1f} s{missing}"
-
-
-def _print_summary(summary: Mapping[str, Any], folder: Path, *, charged: bool) -> None:
-    """Print a summary; ``charged`` is False if an emulator served the requests."""
+def _print_summary(summary: Mapping[str, Any], folder: Path, *, emulated: bool) -> None:
     cost = f"${summary['cost_usd']:.4f}"
     if (maybe := summary["maybe_billed"])["requests"]:
         cost += f", and perhaps ${maybe['cost_usd']:.4f} for requests without an image"
     made_by = (f"{count} by {name}" for name, count in summary["images"].items())
     echo(f"images    {', '.join(made_by) or 'none'}")
-    echo(f"cost      {cost if charged else f'nothing: emulated (else {cost})'}")
-    echo(
-        one_line(
-            f"{folder}: {summary['made']} made, {summary['kept']} made before, "
-            f"{summary['failed']} failed, {summary['left']} left; see results.jsonl"
-        )
-    )
-    if stopped := summary["stopped"]:
-        echo(one_line(f"stopped: {stopped}; run it again to continue"))
+    echo(f"cost      {f'nothing: emulated (else {cost})' if emulated else cost}")
+    counts = ", ".join(f"{summary[name]} {name}" for name in ("made", "kept", "failed", "left"))
+    echo(one_line(f"{folder}: {counts}; see results.jsonl"))

@@ -11,12 +11,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from io import FileIO
 from typing import TYPE_CHECKING, Any
 
+from resilient_imagen import ImageGenerationError, ImageResult
 from resilient_imagen.cli.command_errors import CommandError, advised, system_words, warn
 from resilient_imagen.cli.files import check_writable, remove_abandoned, write_whole
 from resilient_imagen.cli.image_spec import is_file
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from resilient_imagen import ImageGenerationError, ImageResult
     from resilient_imagen.cli.batch_prompts import PromptRow
 
 __all__ = ["Entry", "Journal", "open_journal"]
@@ -46,83 +46,68 @@ def open_journal(folder: Path) -> Iterator[Journal]:
         CommandError: Another run has it open, or nothing can be written there.
     """
     path = folder / "results.jsonl"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = FileIO(
-            path, "a+", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666)
-        )
-    except OSError as error:
-        raise CommandError(f"-o {system_words(error)}") from None
-    with file:
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+    with ExitStack() as stack:
         try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(FileIO(os.open(path, flags, 0o666), "r+"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system unlocks it after any end
-        except OSError:
+        except BlockingIOError:
             raise CommandError(f"{path}: another run is at work here") from None
+        except OSError as error:
+            raise CommandError(f"-o {system_words(error)}") from None
         check_writable(path)
         remove_abandoned(folder)
-        yield Journal(folder, file)
+        yield Journal(path, file)
 
 
 class Journal:
     """The outcomes of rows, of this run and of earlier ones."""
 
-    def __init__(self, folder: Path, file: FileIO) -> None:
-        self._folder = folder
+    def __init__(self, path: Path, file: FileIO) -> None:
+        self._path = path
         self._file = file
         self._entries: dict[str, Entry] = {}
-        damaged = []
-        file.seek(0)
-        for number, line in enumerate(file.read().splitlines(), start=1):
+        for number, line in enumerate(file.readall().splitlines(), start=1):
             try:
                 entry = json.loads(line)
                 self._entries[entry["id"]] = entry
             except (ValueError, TypeError, LookupError, RecursionError):
-                damaged.append(number)
-        if damaged:
-            warn(f"{file.name}: ignoring damaged lines: {len(damaged)}, first line {damaged[0]}")
+                warn(f"{path}: ignoring the damaged line {number}")
 
-    def settled(self, row: PromptRow) -> Entry | None:
-        """Return the entry of a row that needs no request, else None.
+    def settled(self, row: PromptRow) -> str | None:
+        """Return "kept" if a row has its images, "failed" if its prompt was refused, else None.
 
-        Such a row has its images, or was refused: the same request would be refused again, and
-        perhaps charged.
+        Neither is requested: the same prompt would be refused again, and perhaps charged.
         """
-        entry = self._entries.get(row.id)
-        match entry:
+        match self._entries.get(row.id):
             case {"asked": row.asked, "status": "done", "files": [_, *_] as files}:
-                return entry if all(is_file(self._folder / str(file)) for file in files) else None
+                saved = all(is_file(self._path.parent / str(file)) for file in files)
+                return "kept" if saved else None
             case {"asked": row.asked, "status": "failed", "reason": Reason.CONTENT_BLOCKED}:
-                return entry
+                return "failed"
         return None
 
-    def done(self, row: PromptRow, result: ImageResult) -> Entry:
-        """Save a row's images, then record them.
+    def record(self, row: PromptRow, outcome: ImageResult | ImageGenerationError) -> Entry:
+        """Save a row's images, if any, and append its line; return when both are on the disk.
 
         Raises:
             OSError: They cannot be written; the error names the file.
         """
-        files = []
-        for name, data in zip(row.names, result.images, strict=False):
-            files.append(name + extension(sniff_mime(data) or result.mime_type))
-            write_whole(self._folder / files[-1], data)
-        images = {"image_base64", "images"}
-        details = {key: value for key, value in result.to_dict().items() if key not in images}
-        return self._append(row, {"status": "done", "files": files, **details})
-
-    def failed(self, row: PromptRow, error: ImageGenerationError) -> Entry:
-        """Record why a row has no image.
-
-        Raises:
-            OSError: The journal cannot be written.
-        """
-        attempts = [asdict(attempt) for attempt in error.attempts]
-        details = {"reason": error.reason, "error": advised(str(error), error)}
-        return self._append(row, {"status": "failed", **details, "attempts": attempts})
-
-    def _append(self, row: PromptRow, details: Entry) -> Entry:
-        """Write a line, and return once it is on the disk."""
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        entry = {"id": row.id, "line": row.line, "asked": row.asked, **details, "at": at}
+        entry: Entry = {"id": row.id, "line": row.line, "asked": row.asked, "at": at}
+        if isinstance(outcome, ImageGenerationError):
+            attempts = [asdict(attempt) for attempt in outcome.attempts]
+            failure = {"reason": outcome.reason, "error": advised(str(outcome), outcome)}
+            entry |= {"status": "failed", **failure, "attempts": attempts}
+        else:
+            files = []
+            for name, data in zip(row.names, outcome.images, strict=False):
+                files.append(name + extension(sniff_mime(data) or outcome.mime_type))
+                write_whole(self._path.with_name(files[-1]), data)
+            images = {"image_base64", "images"}
+            fields = {key: value for key, value in outcome.to_dict().items() if key not in images}
+            entry |= {"status": "done", "files": files, **fields}
         line = json.dumps(entry).encode() + b"\n"
         size = self._file.seek(0, os.SEEK_END)
         if size and os.pread(self._file.fileno(), 1, size - 1) != b"\n":
@@ -132,6 +117,5 @@ class Journal:
                 line = line[self._file.write(line) :]
             os.fsync(self._file.fileno())
         except OSError as error:
-            error.filename = self._file.name
-            raise
+            raise OSError(error.errno, error.strerror, str(self._path)) from None
         return entry

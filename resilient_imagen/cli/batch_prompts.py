@@ -21,9 +21,8 @@ _KEYS: Final = (
     *("prompt", "id", "aspect_ratio", "resolution", "references"),
     *("n", "output_format", "output_compression", "background", "quality", "seed"),
 )
-_ID: Final = re.compile(r'(?![.-])[^/\\:*?"<>|]+')
-_MAX_ID_BYTES: Final = 150
-"""File systems allow 255 bytes; a number and an extension are added."""
+_ID: Final = re.compile(rb'(?![.-])[^/\\:*?"<>|]{1,150}')
+"""UTF-8 of an id. File systems allow 255 bytes; a number and an extension are added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +60,9 @@ def read_prompts(path: Path, defaults: ImageSpec) -> list[PromptRow]:
         except (ValueError, OSError) as error:
             problems.append(f"line {number}: {error}")
     taken: dict[str, int] = {}
-    problems += [
-        f"line {row.line}: the image {name} is also of line {other}"
-        for row in rows
-        for name in row.names
-        if (other := taken.setdefault(name.casefold(), row.line)) != row.line
-    ]
+    for row in rows:
+        lines = {taken.setdefault(name.casefold(), row.line) for name in row.names} - {row.line}
+        problems += [f"line {row.line}: image name used in line {n}; set another id" for n in lines]
     if problems or not rows:
         raise CommandError(f"{path}: {'; '.join(problems) or 'contains no prompts'}")
     return rows
@@ -75,11 +71,9 @@ def read_prompts(path: Path, defaults: ImageSpec) -> list[PromptRow]:
 def _parsed(number: int, line: bytes, folder: Path, defaults: ImageSpec) -> PromptRow:
     """Return the row of a line; a ValueError says how the line is wrong."""
     try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError):
-        raise ValueError("is not valid JSON") from None
-    if not isinstance(fields, dict) or "prompt" not in fields:
-        raise ValueError('is not an object with a prompt, like {"prompt": "..."}')
+        fields = {**json.loads(line)}
+    except (ValueError, TypeError, RecursionError):
+        raise ValueError('is not a valid JSON object, like {"prompt": "..."}') from None
     if unknown := sorted(fields.keys() - set(_KEYS)):
         raise ValueError(f"has the unknown key {unknown[0][:40]!r}; keys are {', '.join(_KEYS)}")
     given = {key: value for key, value in fields.items() if value is not None}
@@ -88,35 +82,26 @@ def _parsed(number: int, line: bytes, folder: Path, defaults: ImageSpec) -> Prom
         raise ValueError("references must be a list of paths, addresses or data URLs")
     if (missing := missing_file(references, folder)) is not None:
         raise ValueError(f"there is no file at the reference {missing}")
-    spec = replace(
-        defaults,
-        prompt=given.pop("prompt", ""),
-        aspect_ratio=given.pop("aspect_ratio", defaults.aspect_ratio),
-        resolution=given.pop("resolution", defaults.resolution),
-        references=tuple(each if is_text(each) else str(folder / each) for each in references),
-        options={**defaults.options, **given},
-    )
+    own = {key: given.pop(key) for key in ("prompt", "aspect_ratio", "resolution") if key in given}
+    sources = tuple(each if is_text(each) else str(folder / each) for each in references)
+    spec = replace(defaults, **own, references=sources, options={**defaults.options, **given})
     ImageRequest(spec.prompt, spec.aspect_ratio, spec.resolution, **spec.options)  # checks them
     asked = _fingerprint(spec)
-    row_id = _derived_id(spec, asked) if given_id is None else _checked_id(given_id)
-    return PromptRow(row_id, number, spec, asked)
+    return PromptRow(_row_id(given_id, spec.prompt, asked), number, spec, asked)
 
 
-def _checked_id(given: object) -> str:
+def _row_id(given: object, prompt: str, asked: str) -> str:
+    """Return a row's id; the request decides a derived one, so that rows may be moved."""
+    if given is None:
+        words = "-".join(re.findall(r"[a-z0-9]+", prompt.lower()))[:40].strip("-")
+        return f"{words}-{asked[:8]}".lstrip("-")
     name = unicodedata.normalize("NFC", str(given))
-    is_name = name.isprintable() and _ID.fullmatch(name) and len(name.encode()) <= _MAX_ID_BYTES
-    if type(given) not in (str, int) or not is_name:
-        raise ValueError(
-            "id must be a string or a whole number that can name a file: up to "
-            f'{_MAX_ID_BYTES} bytes, no dot or dash first, none of / \\ : * ? " < > |'
-        )
-    return name
-
-
-def _derived_id(spec: ImageSpec, asked: str) -> str:
-    """Return an id made from the request, so that rows may be moved within the file."""
-    words = "-".join(re.findall(r"[a-z0-9]+", spec.prompt.lower()))[:40].strip("-")
-    return f"{words}-{asked[:8]}".lstrip("-")
+    if type(given) in (str, int) and name.isprintable() and _ID.fullmatch(name.encode()):
+        return name
+    raise ValueError(
+        "id must be a string or a whole number that can name a file: up to 150 bytes, no dot or "
+        'dash first, none of / \\ : * ? " < > |'
+    )
 
 
 def _fingerprint(spec: ImageSpec) -> str:
@@ -130,5 +115,4 @@ def _fingerprint(spec: ImageSpec) -> str:
 
 @cache  # many rows share a few references
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -31,6 +31,7 @@ __all__ = [
     "CommandError",
     "advised",
     "keys_to_check",
+    "line_and_code",
     "route_errors",
     "suggestion",
     "system_words",
@@ -104,14 +105,15 @@ def with_error_messages(command: Callable[_P, None]) -> Callable[_P, None]:
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001 - each has its line
-            line, code = _line_and_code(error)
+            line, code = line_and_code(error)
             warn(line)
             sys.exit(code)
 
     return run
 
 
-def _line_and_code(error: BaseException) -> tuple[str, int]:
+def line_and_code(error: BaseException) -> tuple[str, int]:
+    """Return the line that reports an error, and the exit code of a command that it ends."""
     match error:
         case KeyboardInterrupt():
             return "stopped", _INTERRUPTED

@@ -85,7 +85,7 @@ def test_several_images_of_a_row_are_kept_together(
 
 
 def test_missing_images_are_reported(capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row with fewer images than requested is done; its line has the number of images."""
+    """A row with fewer images than requested is done; its line has the images that were saved."""
     usual = ImageClient.generate
 
     async def one_fewer(*arguments: Any, **options: Any) -> ImageResult:
@@ -95,7 +95,7 @@ def test_missing_images_are_reported(capsys: Capsys, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ImageClient, "generate", one_fewer)
     write(scenes(2))
     ended = batch(capsys, "--n", "3")
-    assert ended.err.count("s, 2 of 3 images\n") == 2
+    assert ended.err.count("-2.jpg: google, ") == 2
     summary = json.loads(ended.out)
     assert (summary["made"], summary["images"]) == (2, {"google": 4})
 
@@ -108,8 +108,7 @@ def test_no_image_takes_the_name_of_another_rows(
     write([{"prompt": "x", "id": each} for each in ids])
     ended = batch(capsys, "--n", "3")
     assert ended.code == 2
-    assert "line 2: the image a" in ended.err
-    assert "is also of line 1" in ended.err
+    assert "line 2: image name used in line 1; set another id" in ended.err
     assert batch(capsys, "--n", "2").code == 0
     assert len(imagen_emulator.google.requests) == 4
 
@@ -129,8 +128,7 @@ def test_equal_rows_need_ids(capsys: Capsys, imagen_emulator: BackgroundEmulator
     write([{"prompt": "scene 1"}, {"prompt": "scene 1"}])
     ended = batch(capsys)
     assert ended.code == 2
-    assert ended.complaint.startswith("prompts.jsonl: line 2: the image scene-1-")
-    assert ended.complaint.endswith(" is also of line 1")
+    assert ended.complaint == "prompts.jsonl: line 2: image name used in line 1; set another id"
     write([{"prompt": "scene 1"}, {"prompt": "scene 1", "id": "again"}])
     assert batch(capsys).code == 0
     assert asked(imagen_emulator) == {"scene 1": 2}
@@ -228,10 +226,10 @@ def test_an_outage_is_served_by_the_fallback(
     images, cost, closing = ended.out.splitlines()
     assert images == "images    8 by openai"
     assert float(cost.removeprefix("cost      $")) > 0
-    assert closing == "out: 8 made, 0 made before, 0 failed, 0 left; see results.jsonl"
+    assert closing == "out: 8 made, 0 kept, 0 failed, 0 left; see results.jsonl"
     numbers, lines = zip(*(line.split()[1:3] for line in ended.err.splitlines()), strict=True)
     assert list(numbers) == [f"{number}/8" for number in range(1, 9)]
-    assert set(lines) == {f"{row['id']}:" for row in scenes(8)}
+    assert set(lines) == {f"{row['id']}.png:" for row in scenes(8)}
     assert ended.err.count(": openai, ") == 8
 
 
@@ -242,7 +240,7 @@ def test_images_of_earlier_runs_are_counted_apart(capsys: Capsys) -> None:
     write(scenes(3))
     images, _, closing = cli(capsys, *COMMAND).out.splitlines()
     assert images == "images    1 by google"
-    assert closing == "out: 1 made, 2 made before, 0 failed, 0 left; see results.jsonl"
+    assert closing == "out: 1 made, 2 kept, 0 failed, 0 left; see results.jsonl"
 
 
 def test_a_row_may_have_its_own_options(
@@ -276,7 +274,7 @@ def test_failures_have_lines(capsys: Capsys, imagen_emulator: BackgroundEmulator
     ended = cli(capsys, *COMMAND)
     assert ended.code == 1
     assert ended.err.count(": google gemini-3-pro-image: blocked by safety filters\n") == 3
-    assert "out: 0 made, 0 made before, 3 failed, 0 left" in ended.out
+    assert "out: 0 made, 0 kept, 3 failed, 0 left" in ended.out
 
 
 # -- processes ------------------------------------------------------------------------------------
@@ -338,14 +336,14 @@ def test_a_full_disk_stops_the_run(tmp_path: Path, imagen_emulator: BackgroundEm
     )
     ended = python("-c", limited, *COMMAND, cwd=tmp_path, env=QUICK)
     assert ended.returncode == 1
-    assert "stopped: out/results.jsonl: File too large; run it again" in ended.stdout
+    assert "stopping: out/results.jsonl: File too large; " in ended.stderr
     sent = asked(imagen_emulator)
     assert sent.total() < 20
     finished = {each: sent[each] for each in finished_scenes()}
     assert finished
     again = run(*COMMAND, cwd=tmp_path, env=QUICK)
     assert again.returncode == 0
-    assert "ignoring damaged lines: 1, first line" in again.stderr
+    assert "ignoring the damaged line " in again.stderr
     assert finished.items() <= asked(imagen_emulator).items()
     assert len(finished_scenes()) == 20
 

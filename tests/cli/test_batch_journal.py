@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from batch_kit import asked, batch, journal, prepare, run_rows, scenes, write
 from images_samples import delivered
 
-from resilient_imagen import ImageResult
 from resilient_imagen.cli import batch_journal, files
 from resilient_imagen.cli.batch_journal import Entry, Journal, open_journal
 from resilient_imagen.cli.batch_prompts import PromptRow, read_prompts
@@ -68,10 +68,10 @@ def test_a_row_is_finished_in_full_or_not_at_all(
             usual, calls = os.fsync, iter([step == "image", True])
             patch.setattr(os, "fsync", lambda file: die() if next(calls) else usual(file))
         with pytest.raises(Crash):
-            kept.done(row, delivered(TINY_PNG))
+            kept.record(row, delivered(TINY_PNG))
     with open_journal(Path("out")) as kept:
         if kept.settled(row) is None:
-            kept.done(row, delivered(TINY_PNG))
+            kept.record(row, delivered(TINY_PNG))
     with open_journal(Path("out")) as kept:
         assert kept.settled(row) is not None
     assert Path("out/s0.png").read_bytes() == TINY_PNG
@@ -101,13 +101,13 @@ def test_a_damaged_line_affects_only_itself(damage: str, capsys: Capsys) -> None
     """A line that a crash cut off is reported, and the next line starts a new one."""
     first, second = rows(2)
     with open_journal(Path("out")) as kept:
-        kept.done(first, delivered(TINY_PNG))
+        kept.record(first, delivered(TINY_PNG))
     with Path("out/results.jsonl").open("a") as file:
         file.write(damage)
     with open_journal(Path("out")) as kept:
         assert kept.settled(first) is not None
-        kept.done(second, delivered(TINY_PNG))
-    assert "ignoring damaged lines: 1, first line 2" in capsys.readouterr().err
+        kept.record(second, delivered(TINY_PNG))
+    assert "ignoring the damaged line 2" in capsys.readouterr().err
     with open_journal(Path("out")) as kept:
         assert kept.settled(first) is not None
         assert kept.settled(second) is not None
@@ -117,7 +117,7 @@ def test_the_last_line_of_a_row_counts() -> None:
     """An earlier failure, and lines of other requests and rows, change nothing."""
     first, second = rows(2)
     with open_journal(Path("out")) as kept:
-        kept.done(first, delivered(TINY_PNG))
+        kept.record(first, delivered(TINY_PNG))
     done = journal()[0]
     lines = [{**done, "status": "failed", "reason": "timeout"}, done, {**done, "id": "s9"}]
     Path("out/results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -205,18 +205,18 @@ def test_a_disk_that_fills_up_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_bug_drops_nothing_that_is_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
     """An internal error ends the run when requests in flight have ended."""
-    usual = Journal.done
+    usual = Journal.record
 
-    def failing(kept: Journal, row: PromptRow, result: ImageResult) -> Entry:
-        entry = usual(kept, row, result)
+    def failing(kept: Journal, row: PromptRow, outcome: Any) -> Entry:
+        entry = usual(kept, row, outcome)
         if row.id == "s0":
             raise ZeroDivisionError
         return entry
 
-    monkeypatch.setattr(Journal, "done", failing)
+    monkeypatch.setattr(Journal, "record", failing)
     google = FakeProvider("google")
-    with pytest.raises(ZeroDivisionError):
-        run_rows(rows(9), google)
+    run = run_rows(rows(9), google)
+    assert (run.stopped or "").startswith("internal error, please report it: ZeroDivisionError at ")
     assert len(google.sent) == 4
     assert {entry["id"] for entry in journal()} == {"s0", "s1", "s2", "s3"}
 

@@ -53,12 +53,10 @@ def test_a_signal_waits_for_what_was_sent(
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
         assert process.returncode == code, err
-    assert "finishing what was sent, as it is paid for: 4 calls under way; Ctrl-C" in err
+    assert f"stopping: {number.name}; finishing sent calls: 4; Ctrl-C or SIGTERM" in err
     assert "Traceback" not in err
     assert len(imagen_emulator.google.requests) == len(journal()) == 4
-    *_, counts, cause = out.splitlines()
-    assert counts == "out: 4 made, 0 made before, 0 failed, 6 left; see results.jsonl"
-    assert cause == f"stopped: {number.name}; run it again to continue"
+    assert out.splitlines()[-1] == "out: 4 made, 0 kept, 0 failed, 6 left; see results.jsonl"
     imagen_emulator.google.set_latency(0)
     again = run(*COMMAND, cwd=tmp_path, env=QUICK)
     assert again.returncode == 0
@@ -77,7 +75,7 @@ def test_the_signal_again_drops_what_was_sent(
         process.send_signal(number)
         assert process.stderr is not None
         line = process.stderr.readline()
-        assert "4 calls under way; Ctrl-C or SIGTERM now drops it" in line
+        assert "finishing sent calls: 4; Ctrl-C or SIGTERM drops them" in line
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
         assert (process.returncode, err) == (code, "")
@@ -92,23 +90,24 @@ def stopped(
     after: float,
     *,
     options: RequestOptions | None = None,
+    why: str = "SIGINT",
     **more: Any,
 ) -> Batch:
     """Run two rows on virtual time, with a SIGINT after these seconds.
 
-    ``more`` are further settings.
+    ``why`` begins the cause of the stop; ``more`` are further settings.
     """
 
     class Stopped(Batch):
         async def run(self, rows: Sequence[PromptRow]) -> None:
             # A real signal would come in real time.
-            asyncio.get_running_loop().call_later(after, self._on_signal, signal.SIGINT)
+            asyncio.get_running_loop().call_later(after, self._on_signal, "SIGINT")
             await super().run(rows)
 
     rows = read_prompts(write(scenes(2)), ImageSpec("", "9:16", "2K", options=options or {}))
     more = {"retry_base_delay": 4.0, "max_retries": 3, **more}
     run = run_rows(rows, first, second, batch=Stopped, **more)
-    assert run.stopped == "SIGINT"
+    assert (run.stopped or "").startswith(why)
     return run
 
 
@@ -182,6 +181,16 @@ def test_a_row_of_several_images_is_completed() -> None:
     assert [len(entry["files"]) for entry in run.entries] == [3, 3]
 
 
+def test_a_signal_after_a_failure_drops_what_was_sent(capsys: pytest.CaptureFixture[str]) -> None:
+    """The stop itself is announced once, so one signal is enough."""
+    google, openai = FakeProvider("google", latency=9), FakeProvider("openai")
+    google.fail(Reason.UNAUTHENTICATED, times=1)
+    openai.fail(Reason.UNAUTHENTICATED)
+    run = stopped(google, openai, 1, why="google gemini-3-pro-image: ")
+    assert [entry["status"] for entry in run.entries] == ["failed"]
+    assert capsys.readouterr().err.count("stopping: ") == 1
+
+
 @pytest.mark.ci
 def test_a_terminal_that_closes_drops_nothing(
     tmp_path: Path, imagen_emulator: BackgroundEmulator
@@ -193,7 +202,7 @@ def test_a_terminal_that_closes_drops_nothing(
         imagen_emulator.wait_until(lambda: len(imagen_emulator.google.requests) == 4, timeout=60)
         process.send_signal(signal.SIGHUP)
         assert process.stderr is not None
-        assert "finishing what was sent" in process.stderr.readline()
+        assert "stopping: SIGHUP; " in process.stderr.readline()
         process.stderr.close()
         process.send_signal(signal.SIGHUP)
         process.wait(timeout=60)
