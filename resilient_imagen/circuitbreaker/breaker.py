@@ -21,7 +21,7 @@ from resilient_imagen.circuitbreaker.open_period import (
 )
 from resilient_imagen.circuitbreaker.permit import Permit
 from resilient_imagen.circuitbreaker.state_machine import BreakerStateMachine
-from resilient_imagen.circuitbreaker.timer import Clock, Timer, running_loop
+from resilient_imagen.circuitbreaker.timer import Clock, Timer
 from resilient_imagen.circuitbreaker.types import (
     BreakerMetrics,
     BreakerSnapshot,
@@ -107,7 +107,7 @@ class CircuitBreaker:
         Raises:
             RuntimeError: No loop is running, and there is no clock.
         """
-        if self._is_idle and running_loop() is not None:
+        if self._is_idle and self._clock.is_readable:
             return None
         with self._lock:
             self._catch_up(strict=True)
@@ -121,8 +121,11 @@ class CircuitBreaker:
         Raises:
             RuntimeError: No loop is running, and there is no clock.
         """
-        if self._is_idle and self._mode is BreakerMode.ON and running_loop() is not None:
-            generation = self._machine.generation
+        # Most calls find it closed, and need no lock. Should another thread open it now, the state
+        # changes before the generation: the permit is stale then, as if it were acquired before.
+        machine, generation = self._machine, self._machine.generation
+        is_closed = machine.state is _CLOSED and self._mode is BreakerMode.ON and self._is_idle
+        if is_closed and self._clock.is_readable:
             call = InFlightCall(generation)
             return Permit(self, call, probe=False, generation=generation, state=_CLOSED)
         with self._lock:

@@ -98,14 +98,15 @@ class Permit:
 
         Args:
             verdict: The meaning of the outcome for the health of the service.
-            cause: Reason of the failure, reported by rejections if it opens the breaker.
+            cause: Reason of the failure, reported by rejections if it opens the breaker. Cause,
+                summary and hint of a success have no effect.
             summary: Short text of the failure (`503 UNAVAILABLE`), reported with the cause.
             retry_after: Seconds that the server asked to wait, or None.
             origin: A span context or any other object, reported with the cause; that of `begin` if
                 it is None.
         """
-        if verdict is BreakerOutcome.SUCCESS:
-            trip_cause = NO_CAUSE
+        if verdict is BreakerOutcome.SUCCESS and origin is None:
+            trip_cause = NO_CAUSE  # if it is too slow, the breaker finds the cause itself
         else:
             if origin is None:
                 origin = self._call.origin

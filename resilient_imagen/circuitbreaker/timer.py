@@ -69,6 +69,11 @@ class Clock:
         self._last = max(self._last, now)
         return self._last
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether the time advances here: there is a source, or a loop runs in this thread."""
+        return self._source is not None or running_loop() is not None
+
     def loop_time(self, moment: float) -> float:
         """Convert a time of this clock to the time of the event loop."""
         return moment - self._shift

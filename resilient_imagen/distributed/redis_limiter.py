@@ -221,7 +221,7 @@ class RedisRateLimiter(RateLimiter):
             self._schedule_wakeup(loop, self._held[0].due)
 
     def take_free(self) -> None:
-        """Return None: every caller queues, because places come from Redis."""
+        """Return None: every caller queues, because Redis may have to be asked for a place."""
 
     def _grant_first(self, loop: asyncio.AbstractEventLoop, now: float) -> Slot | None:
         slot = super()._grant_first(loop, now)

@@ -86,7 +86,7 @@ class AttemptExecutor:
         cancellations = state.cancellations
         state.time_limit = route.timeout
         sent = self._begin(call, state, slot, permit)
-        started = state.sent_at = sent.at
+        started = state.sent_at = loop.time()  # without the time of the sinks
         limit_at = started + state.time_limit
         # When a request is kept, its end is set once it has passed its limit.
         keeps = self._overlap.keeps
@@ -263,7 +263,7 @@ class AttemptExecutor:
             route.model,
             reason=failure.reason,
             status=failure.status,
-            latency_s=now - sent.at,
+            latency_s=now - state.sent_at,
             retry_after=hint,
             usage=failure.usage,
             may_have_been_billed=failure.may_have_been_billed,

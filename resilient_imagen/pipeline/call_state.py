@@ -52,7 +52,7 @@ def new_id() -> str:
 class _Spending:
     """A context manager that adds the seconds of its block to a sum.
 
-    Every call enters two, and a generator costs three times as much.
+    Most calls enter one, and a generator costs three times as much.
     """
 
     __slots__ = ("_loop", "_spent", "_started", "_what")
@@ -85,7 +85,7 @@ class CallState:
     deadline: Deadline
     """The time by which the caller needs the image."""
     on_start: OnStartHook | None = None
-    """Fires when the first request is sent; None if the caller wants no call."""
+    """Fires when the first request is sent; None if the caller gave no callback."""
     progress: ProgressReporter | None = None
     """Reports steps of the call to its caller; None if the caller wants none."""
     routes: tuple[Route, ...] = field(init=False)

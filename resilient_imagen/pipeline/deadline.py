@@ -76,7 +76,7 @@ class Deadline(NamedTuple):
         return self
 
     def cuts_short(self, limit_at: float) -> bool:
-        """Return whether a request ends before its own time limit, at loop time ``limit_at``."""
+        """Return whether it is earlier than ``limit_at``, a request's own time limit."""
         return self.at < limit_at
 
     def attempt_timer_at(self, limit_at: float, call: Deadline) -> float | None:

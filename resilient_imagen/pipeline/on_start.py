@@ -30,8 +30,8 @@ class OnStartHook:
     logged, but for KeyboardInterrupt and SystemExit, which end the program as anywhere else.
     """
 
-    def __init__(self, on_start: OnStart | None, name: str = "on_start") -> None:
-        self._on_start = on_start
+    def __init__(self, on_start: OnStart, name: str = "on_start") -> None:
+        self._on_start: OnStart | None = on_start
         self._name = name
         self._task: asyncio.Task[object] | None = None
 

@@ -204,7 +204,6 @@ class Pipeline:
             step = call.step = StepState(
                 index=index,
                 routes=call.steps[index],
-                has_accounts=len(call.steps[index]) > 1,
                 later_routes=tuple(chain.from_iterable(call.steps[index + 1 :])),
                 max_attempts=self._retry_policy.max_attempts(is_first_route=index == 0),
             )
@@ -393,7 +392,8 @@ class Pipeline:
                 has_alternative=alternative is not None,
                 alternative_latency=usual,
                 max_server_wait=self._retry_policy.max_server_wait(
-                    route.timeout, is_first_route=state.step.index == 0
+                    state.time_limit if route is state.route else route.timeout,
+                    is_first_route=state.step.index == 0,
                 ),
                 deadline=state.deadline,
                 queue_wait=route.limiter.shortest_wait(latency),

@@ -76,7 +76,7 @@ class Route:
     """Account and address that requests are sent to."""
 
     def __post_init__(self) -> None:
-        """Set what depends on the provider alone."""
+        """Set the constants of provider and model."""
         self.name = f"{self.provider.name}:{self.model}"
         self.endpoint = endpoint_of(self.provider)
 

@@ -91,7 +91,7 @@ class RouteState:
 
         A probe stays: its permit belongs to its account.
         """
-        if not self.step.has_accounts or (self.permit is not None and self.permit.probe):
+        if self.permit is not None and self.permit.probe:
             return None
         resolution = self.adapted.request.resolution
         wait = self.route.estimated_wait(resolution)

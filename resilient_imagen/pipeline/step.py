@@ -52,9 +52,9 @@ class StepState:
 
     index: int
     """Its place in the chain, from 0."""
-    routes: Step
-    has_accounts: bool
+    has_accounts: bool = field(init=False)
     """Whether there is a choice between several accounts."""
+    routes: Step
     later_routes: tuple[Route, ...]
     """The routes of all later steps, in order."""
     max_attempts: int
@@ -72,6 +72,10 @@ class StepState:
     """Loop times until which accounts asked the call to wait."""
     running: list[OnRoute] = field(default_factory=list)
     """The states of the call on this step that have not ended; two while requests overlap."""
+
+    def __post_init__(self) -> None:
+        """Note whether there is a choice; every call asks several times."""
+        self.has_accounts = len(self.routes) > 1
 
     def note_sent(self, route: Route) -> int:
         """Count a request to a route; return how many the call has sent to it."""

@@ -135,7 +135,8 @@ class Provider(Protocol):
 
     Four members are optional:
 
-    - ``endpoint``: an ``Endpoint``. Without it the provider's name counts as the vendor.
+    - ``endpoint``: an ``Endpoint``, which must not change. Without it the provider's name counts as
+      the vendor.
     - ``async def warm_up(self) -> None``: does the set-up work of the first request in advance.
     - ``supported_options``: the names of the request's options that ``generate`` supports. Only
       with ``n`` in it is a request for several images sent once; other providers get one request

@@ -7,8 +7,9 @@ A caller joins the queue and holds its slot in a ``with`` block::
         slot.consume()            # the request is sent: the place is used up
         ...
 
-Leaving the block frees the slot and returns a place that was not consumed. The limiter itself never
-awaits, so a cancelled caller cannot leak a slot or a place.
+``take_free`` returns a slot without the queue, if one is free now. Leaving the block frees the slot
+and returns a place that was not consumed. The limiter itself never awaits, so a cancelled caller
+cannot leak a slot or a place.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class Slot:
         self.useful_until = useful_until
         """Loop time after which a grant would be too late; the caller should leave by then."""
         self.waited: bool
-        """Whether the slot was not granted at once. `RateLimiter.join` sets it."""
+        """Whether the slot was not granted at once. The limiter sets it."""
         self.granted: asyncio.Future[None] = loop.create_future()
         self.receipt: float | None = None
         """The receipt of the place taken; None while waiting and after leaving."""
@@ -98,7 +99,7 @@ class Slot:
         self.consumed: bool = False
 
     def __enter__(self) -> Self:
-        """Return the slot; `RateLimiter.join` has joined the queue already."""
+        """Return the slot, which is in the queue or granted already."""
         return self
 
     def __exit__(

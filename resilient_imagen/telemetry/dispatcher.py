@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from resilient_imagen.telemetry.background_sink import BackgroundSink
@@ -37,7 +38,7 @@ class SinkDispatcher:
     def __init__(self, sinks: Sequence[EventSink]) -> None:
         self._inline: tuple[EventSink, ...] = ()
         self._handlers: dict[type[Event], tuple[_Handler, ...]] = {}
-        """What handles the events of a type, in order; found with the first event of the type."""
+        """The handlers of each type of event, in order; found with its first event."""
         self._background: BackgroundSink | None = None
         self._failed: set[int] = set()
         """Identities of the sinks whose first failure was logged."""
@@ -57,9 +58,10 @@ class SinkDispatcher:
     def emit(self, event: Event) -> None:
         """Pass ``event`` to every sink; never raises."""
         kind = type(event)
-        handlers = self._handlers.get(kind)
+        known = self._handlers  # another thread may add a sink meanwhile
+        handlers = known.get(kind)
         if handlers is None:
-            handlers = self._handlers[kind] = self._handlers_of(kind)
+            handlers = known[kind] = self._handlers_of(kind)
         for sink, handle in handlers:
             try:
                 handle(event)
@@ -69,9 +71,10 @@ class SinkDispatcher:
     def _handlers_of(self, kind: type[Event]) -> tuple[_Handler, ...]:
         found: list[_Handler] = []
         for sink in self._inline:
-            handle = sink.handler_of(kind) if isinstance(sink, SelectiveSink) else sink.handle
-            if handle is not None:
-                found.append((sink, handle))
+            if not isinstance(sink, SelectiveSink) or type(sink).handle is not SelectiveSink.handle:
+                found.append((sink, partial(_handle, sink)))
+            elif (handler := sink.handler_of(kind)) is not None:
+                found.append((sink, handler))
         if self._background is not None:
             found.append((self._background, self._background.put))
         return tuple(reversed(found) if kind in _ENDINGS else found)
@@ -102,3 +105,8 @@ class SinkDispatcher:
         if id(sink) not in self._failed:
             self._failed.add(id(sink))
             _log.warning("sink %s failed: %s", type(sink).__name__, type(error).__name__)
+
+
+def _handle(sink: EventSink, event: Event) -> None:
+    """Call a sink's ``handle``, which may be replaced between events."""
+    sink.handle(event)

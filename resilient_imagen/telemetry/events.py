@@ -79,7 +79,7 @@ def _event(cls: type[_T]) -> type[_T]:
     def fill(self: _T, **fields: Any) -> None:
         if "at" not in fields:
             fields["at"] = now()
-        object.__setattr__(self, "__dict__", fields)
+        self.__dict__.update(fields)
 
     made = dataclass(frozen=True, kw_only=True)(cls)
     made.__init__ = fill  # type: ignore[method-assign,assignment]

@@ -34,7 +34,10 @@ class SelectiveSink:
     inline = True
 
     def handler_of(self, kind: type[Event]) -> Callable[[Any], None] | None:
-        """Return the function that handles events of a type; None if they are ignored."""
+        """Return the function that handles events of a type; None if they are ignored.
+
+        It is asked once for each type, so its answer must not change.
+        """
         raise NotImplementedError
 
     def handle(self, event: Event) -> None:

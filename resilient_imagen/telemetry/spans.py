@@ -96,8 +96,6 @@ class SpanSink(SelectiveSink):
         self, tracer_provider: TracerProvider | None = None, *, capture_content: bool = False
     ) -> None:
         self._tracer = trace.get_tracer(names.SCOPE, version(names.DISTRIBUTION), tracer_provider)
-        self._live = tracer_provider is not None
-        """Whether the application had set a tracer provider when the latest call began."""
         self._capture_content = capture_content
         self._traces: dict[str, _Trace] = {}
         """Traces of the calls in flight, by id. Every call ends, even if its task is dropped."""
@@ -145,10 +143,6 @@ class SpanSink(SelectiveSink):
     # -- the call -----------------------------------------------------------------------------
 
     def _request_started(self, event: events.RequestStarted) -> None:
-        if not self._live:
-            if _is_proxy(trace.get_tracer_provider()):
-                return
-            self._live = True
         offset = time.time_ns() - int(event.at * 1e9)
         root = self._tracer.start_span(
             names.PREFIX + event.request.operation,
@@ -156,7 +150,7 @@ class SpanSink(SelectiveSink):
             start_time=offset + int(event.at * 1e9),
         )
         if not root.get_span_context().is_valid:
-            return  # a tracer provider that records nothing
+            return  # there is no tracer provider, and no span of the caller
         prompt = event.request.prompt if self._capture_content else None
         self._traces[event.call_id] = _Trace(root, offset, prompt)
 
@@ -292,11 +286,6 @@ class SpanSink(SelectiveSink):
         self._openers.move_to_end(name)
         if len(self._openers) > _MAX_OPENERS:
             self._openers.popitem(last=False)
-
-
-def _is_proxy(provider: TracerProvider) -> bool:
-    """Return whether a provider is that of OpenTelemetry's API, which waits for a real one."""
-    return isinstance(provider, trace.ProxyTracerProvider)
 
 
 def _opens(event: events.BreakerChanged) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from functools import partial
 
 import pytest
 from breaker_kit import (
@@ -20,7 +22,9 @@ from breaker_kit import (
 
 from resilient_imagen.circuitbreaker import (
     BreakerMetrics,
+    BreakerMode,
     BreakerState,
+    CircuitBreaker,
     Permit,
     Rejection,
     Transition,
@@ -32,6 +36,53 @@ THROTTLED, TRIP = BreakerOutcome.THROTTLED, BreakerOutcome.TRIP
 
 
 # Closed
+
+
+def test_a_breaker_that_another_thread_is_opening_gives_no_vote(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between the change and its publication, no permit may vote in the open state."""
+    breaker, _ = make_breaker(fail_max=1)
+    publish = breaker._publish_state
+    entered, leave = threading.Event(), threading.Event()
+
+    def publish_late() -> None:
+        entered.set()
+        assert leave.wait(timeout=30)
+        publish()
+
+    monkeypatch.setattr(breaker, "_publish_state", publish_late)
+    opening = threading.Thread(target=partial(breaker.force_trip, cause="overloaded"))
+    opening.start()
+    assert entered.wait(timeout=30)
+    acquired: list[Permit | Rejection] = []
+    acquiring = threading.Thread(target=lambda: acquired.append(breaker.acquire()))
+    acquiring.start()
+    leave.set()
+    for thread in (opening, acquiring):
+        thread.join(timeout=30)
+    assert isinstance(acquired[0], Rejection)
+
+
+def test_a_permit_acquired_while_the_breaker_opened_is_stale(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If it is opened during the acquisition, the permit is one of the state before."""
+    breaker, _ = make_breaker(fail_max=1)
+    mode = type(breaker)._mode
+
+    def read_mode(self: CircuitBreaker) -> BreakerMode:
+        monkeypatch.undo()
+        breaker.force_trip(cause="overloaded")  # as another thread may, at this moment
+        return BreakerMode.ON
+
+    monkeypatch.setattr(CircuitBreaker, "_mode", property(read_mode))
+    answer = breaker.acquire()
+    assert type(breaker)._mode is mode
+    assert isinstance(answer, Rejection) or answer.stale
+    if isinstance(answer, Permit):
+        assert answer.settle(BreakerOutcome.FAILURE).counted == "stale"
+    assert breaker.metrics().state is OPEN
 
 
 def test_a_closed_breaker_admits_all_calls() -> None:

@@ -47,6 +47,7 @@ def test_transitions_made_on_pybreaker_itself_are_followed() -> None:
     """After pybreaker is opened directly, the breaker rejects and then recovers."""
     breaker, _ = make_breaker(ManualClock(5.0))
     late_call = send_call(breaker)
+    breaker.metrics()  # its time is the present now
     circuit_of(breaker).open()
     assert refused(breaker).retry_after == 60.0
     assert late_call.settle(BreakerOutcome.SUCCESS).counted == "stale"

@@ -186,6 +186,19 @@ def test_the_threshold_can_be_switched_on_while_calls_are_in_flight() -> None:
     assert (rejection.cause, rejection.origin) == ("timeout", "span")
 
 
+@pytest.mark.parametrize(("given", "reported"), [("span", "span"), (None, "span of begin")])
+def test_a_success_that_counts_as_slow_reports_its_origin(given: str | None, reported: str) -> None:
+    """It is the origin of the settlement, else that of the sending."""
+    breaker, clock = make_breaker(fail_max=1)
+    call = send_call(breaker)
+    call.begin(origin="span of begin")
+    breaker.reconfigure(BreakerConfig(fail_max=1, slow_call=20.0))
+    clock.advance(20.0)
+    assert call.settle(BreakerOutcome.SUCCESS, origin=given).counted == "slow"
+    rejection = refused(breaker)
+    assert (rejection.cause, rejection.origin) == ("timeout", reported)
+
+
 def test_a_trip_after_the_threshold_was_switched_on_is_a_trip() -> None:
     """A call sent before the threshold was set that finds the quota exhausted trips."""
     breaker, clock = make_breaker(fail_max=1)

@@ -309,6 +309,20 @@ def test_the_time_limit_changes() -> None:
     run_scenario(scene, **ONE_TRY)
 
 
+def test_a_lower_time_limit_does_not_shorten_the_wait_for_a_hint() -> None:
+    """A hint is waited for as long as the limit with which the failed request was sent."""
+
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, latency=5.0, retry_after=30, times=1)
+        call = asyncio.create_task(scenario.ask())
+        await asyncio.sleep(1)
+        scenario.client.obey(setting("PER_CALL_TIMEOUT", "10", 600))
+        assert (await call).attempts == 2
+        assert now() == pytest.approx(5 + 30 + 1)
+
+    run_scenario(scene, routes=GOOGLE, breaker_mode="off", **FAST)
+
+
 def test_hedging_changes() -> None:
     """While the order lasts, a slow request is hedged, which is off by default."""
 

@@ -18,6 +18,7 @@ from resilient_imagen import (
     SaturatedError,
     Settings,
 )
+from resilient_imagen.telemetry.events import AttemptStarted
 from resilient_imagen.testing import FakeProvider
 
 IMAGE_LATENCY = 20.0
@@ -83,6 +84,31 @@ def test_a_caller_that_need_not_wait_is_always_sent() -> None:
         assert await ask(client, 6.0) == (None, 5.0)
 
     alone(scene)
+
+
+def test_a_caller_without_useful_time_takes_no_free_slot() -> None:
+    """Less than a millisecond is left: nothing is sent, although a slot and a place are free."""
+
+    async def scene(client: ImageClient, local: FakeProvider) -> None:
+        assert await ask(client, 0.0005) == (Reason.DEADLINE, 0.0)
+        assert local.sent == []
+
+    alone(scene)
+
+
+def test_a_retry_that_need_not_wait_reports_no_wait() -> None:
+    """Only the first request of the call waited: the slot was in use."""
+
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.latency = 5.0
+        first = asyncio.create_task(scenario.ask())
+        await asyncio.sleep(1)
+        scenario.google.fail(Reason.OVERLOADED, status=503, latency=1.0, times=1)
+        await asyncio.gather(first, scenario.ask())
+        waits = [event.queue_s for event in scenario.events.of(AttemptStarted)]
+        assert waits == pytest.approx([0.0, 4.0, 0.0], abs=0.01)
+
+    run_scenario(scene, max_concurrent=1, **FAST)
 
 
 def test_a_rejected_caller_gets_retry_after() -> None:

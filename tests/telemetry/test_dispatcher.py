@@ -31,8 +31,9 @@ from resilient_imagen.telemetry.events import (
     RequestEnded,
     RequestStarted,
 )
+from resilient_imagen.telemetry.logs import LogSink
 from resilient_imagen.telemetry.sink import EventSink, SelectiveSink
-from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
+from resilient_imagen.testing import FakeProvider, RecordingSink, VirtualTimeLoop, run_virtual
 
 who = contextvars.ContextVar("who", default="nobody")
 
@@ -291,6 +292,79 @@ def test_a_selective_sink_is_called_only_with_events_that_it_handles() -> None:
     with pytest.raises(ValueError):
         sink.handle(recorded.last(RequestEnded))
     assert seen[2:] == ["RequestEnded"]
+
+
+def test_a_sink_that_is_added_during_an_event_gets_the_next_one() -> None:
+    """Another thread may add one while the handlers of the first event of a type are found."""
+    recorded = RecordingSink()
+
+    class Adding(SelectiveSink):
+        def handler_of(self, kind: type[Event]) -> Callable[[Any], None] | None:
+            if kind is OperatorWarning:
+                dispatcher.add(recorded)
+            return None
+
+    dispatcher = SinkDispatcher([Adding()])
+    for number in range(2):
+        dispatcher.emit(OperatorWarning(code=str(number), message="x"))
+    assert [event.code for event in recorded.of(OperatorWarning)] == ["1"]
+
+
+def test_the_handle_of_a_sink_may_be_replaced() -> None:
+    """The dispatcher calls the present ``handle``, also of a subclass of a built-in sink."""
+    seen: list[str] = []
+
+    class Mine(LogSink):
+        def handle(self, event: Event) -> None:
+            seen.append(type(event).__name__)
+
+    first, second = RecordingSink(), RecordingSink()
+    dispatcher = SinkDispatcher([first, Mine()])
+    dispatcher.emit(OperatorWarning(code="1", message="x"))
+    first.handle = second.handle  # type: ignore[method-assign]
+    dispatcher.emit(OperatorWarning(code="2", message="x"))
+    assert [event.code for event in first.of(OperatorWarning)] == ["1"]
+    assert [event.code for event in second.of(OperatorWarning)] == ["2"]
+    assert seen == ["OperatorWarning"] * 2
+
+
+def test_a_sink_without_handle_does_not_fail_the_call(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The mistake is logged, once."""
+
+    class Empty:
+        inline = True
+
+    run_virtual(ask(Empty()))
+    assert caplog.messages.count("sink Empty failed: AttributeError") == 1
+
+
+def test_the_time_of_a_sink_does_not_count_as_the_providers() -> None:
+    """A slow inline sink uses up neither the time limit of a request nor its latency."""
+
+    class Slow:
+        inline = True
+
+        def handle(self, event: Event) -> None:
+            if isinstance(event, AttemptStarted):
+                loop = asyncio.get_running_loop()
+                assert isinstance(loop, VirtualTimeLoop)
+                loop.advance(0.5)
+
+    async def main() -> None:
+        recorded = RecordingSink()
+        settings = Settings(
+            routes="google:gemini-3-pro-image", per_call_timeout=1.2, on_timeout="abandon",
+            max_retries=0,
+        )  # fmt: skip
+        google = FakeProvider("google", latency=1.0)
+        async with ImageClient(settings, providers=[google], sinks=[Slow(), recorded]) as client:
+            await client.generate("a lighthouse")
+        (attempt,) = recorded.attempts
+        assert attempt.latency_s == pytest.approx(1.0)
+
+    run_virtual(main())
 
 
 def test_the_recording_sink_selects_events() -> None:

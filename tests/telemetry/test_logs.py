@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import structlog
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from pipeline_kit import FAST
 from telemetry_kit import TelemetryScenario, attributes, run_telemetry_scenario
 
@@ -233,6 +233,28 @@ def test_lines_carry_the_ids_of_the_current_span(lines: Lines) -> None:
             assert by_event[event]["span_id"] == f"{context.span_id:016x}"
 
     run_telemetry_scenario(scene, max_retries=0)
+
+
+def test_lines_name_the_trace_of_a_caller_whose_provider_is_not_the_global_one(
+    lines: Lines,
+) -> None:
+    """The library makes no spans then; all of its lines, openings too, have the caller's trace."""
+    caller = TracerProvider().get_tracer("application")
+
+    async def main() -> None:
+        google = FakeProvider("google").fail(Reason.QUOTA_EXHAUSTED, status=429, times=1)
+        async with ImageClient(Settings(), providers=[google, FakeProvider("openai")]) as client:
+            with caller.start_as_current_span("request") as span:
+                await client.generate("a lighthouse")
+        trace_id = f"{span.get_span_context().trace_id:032x}"
+        traced = {line["event"]: line.get("trace_id") for line in lines if "call_id" in line}
+        traced |= {
+            line["event"]: line.get("trace_id") for line in lines if "opened" in line["event"]
+        }
+        assert set(traced.values()) == {trace_id}
+        assert "imagegen.circuit_breaker.opened" in traced
+
+    run_virtual(main())
 
 
 def test_lines_about_a_breaker_name_the_span_that_they_are_about(lines: Lines) -> None:
