@@ -376,17 +376,16 @@ class ImageClient:
             # From Python 3.12 on, the frame of a finished coroutine keeps this one.
             failure.__traceback__ = None
         self._dispatcher.emit(call.ended_event(result=result, error=None))
-        self._build_the_rest_later(served.route)
+        self._build_the_rest_later(served.route, call.loop)
         if call.progress is not None:
             await call.progress.finish()
         return result
 
-    def _build_the_rest_later(self, served: Route) -> None:
+    def _build_the_rest_later(self, served: Route, loop: asyncio.AbstractEventLoop) -> None:
         """Build the other routes' SDKs beside the calls: a fallback that is needed is ready then.
 
         Once per event loop, after its first image: until then nothing may slow that one down.
         """
-        loop = asyncio.get_running_loop()
         if self._built_on is loop:
             return
         self._built_on = loop
@@ -456,7 +455,8 @@ class ImageClient:
         self._control.catch_up()
         if self._control_file is not None:
             self._control_file.start()
-        started = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        started = loop.time()
         seconds = _checked_deadline(self.settings.deadline if deadline is None else deadline)
         self._routing.check_deadline(seconds)
         self._check_vendor_options(request)
@@ -470,6 +470,7 @@ class ImageClient:
             progress=None if on_progress is None else ProgressReporter(on_progress),
             on_late_attempt=partial(self._count_late, request.resolution),
             orders=self._control.in_force,
+            loop=loop,
         )
 
     def _check_vendor_options(self, request: ImageRequest) -> None:

@@ -30,16 +30,16 @@ class CallsInFlight:
         """Return whether a call of the running loop is in flight."""
         return bool(self._here())
 
-    def enter(self, timer: asyncio.Timeout) -> None:
+    def enter(self, timer: asyncio.Timeout, loop: asyncio.AbstractEventLoop) -> None:
         """Count a call that begins, until `leave` is called.
 
         Args:
             timer: The time limit of the call, which `end` lets expire at once.
+            loop: The running loop.
 
         Raises:
             RuntimeError: Calls of another loop that is running are in flight.
         """
-        loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._change_loop(loop)
         self._calls[timer] = loop

@@ -77,7 +77,7 @@ class AttemptExecutor:
         Raises:
             BaseException: A cancellation or a local bug, which no retry makes up for.
         """
-        loop = asyncio.get_running_loop()
+        loop = call.loop
         route, request = state.route, state.adapted.request
         if len(call.in_flight) >= MAX_IN_FLIGHT:
             await call.make_room()

@@ -127,10 +127,10 @@ class Pipeline:
             ImageGenerationError: No image; the error says why, with every request sent.
             RuntimeError: The call was ended through ``in_flight``.
         """
-        loop = asyncio.get_running_loop()
+        loop = call.loop
         self.budget.count_call(call.started)
         timer = asyncio.timeout_at(call.deadline.timer_at)
-        in_flight.enter(timer)
+        in_flight.enter(timer, loop)
         try:
             async with timer:
                 if prepare is not None:
@@ -175,7 +175,7 @@ class Pipeline:
         Returns:
             False if no route will do so within the deadline.
         """
-        loop = asyncio.get_running_loop()
+        loop = call.loop
         asked = [call.routes[index].breaker for index in call.route_errors]
         while not any(breaker.allows_calls() for breaker in asked):
             due = min(breaker.blocked_until() or 0.0 for breaker in asked)
@@ -295,7 +295,7 @@ class Pipeline:
         if reason in _REJECTIONS:
             others = [route for route in step.not_left_by(state) if route is not state.route]
             return step.best_of(others, resolution)
-        now = asyncio.get_running_loop().time()
+        now = call.loop.time()
         return step.best_of(step.untried(now), resolution)
 
     def _change_account(
@@ -369,7 +369,7 @@ class Pipeline:
             return None
         if self._next_account(call, state, error.reason) is not None:
             return None
-        now = asyncio.get_running_loop().time()
+        now = call.loop.time()
         resolution = state.adapted.request.resolution
         # Taken once: an operator may change a breaker from another thread meanwhile.
         leads_on = self._settings.falls_back_on(error.reason)
@@ -407,7 +407,7 @@ class Pipeline:
 
     async def _back_off(self, call: CallState, state: RouteState, delay: float) -> None:
         """Sleep without a slot or permit; wake at once when the breaker makes the wait useless."""
-        loop = asyncio.get_running_loop()
+        loop = call.loop
         started = loop.time()
         wake = started + delay
         routes = state.step.available_to(state)
@@ -427,7 +427,7 @@ class Pipeline:
 
     async def _with_limiter(self, call: CallState, state: RouteState) -> AttemptOutcome:
         """Hold a slot during one request; if none is free, queue for it while there is time."""
-        loop = asyncio.get_running_loop()
+        loop = call.loop
         limiter = state.route.limiter
         joined = loop.time()
         if state.step.has_accounts and (sooner := state.sooner_account()) is not None:
@@ -483,23 +483,23 @@ class Pipeline:
         """
         step = state.step
         if step.deadline is None or not step.attempt_number:
-            step.deadline = self._route_deadline(call.deadline, step.later_routes)
+            step.deadline = self._route_deadline(call, step.later_routes)
         if step.has_accounts and step.deadline == call.deadline:
-            now = asyncio.get_running_loop().time()
-            return self._route_deadline(call.deadline, step.untried(now))
+            now = call.loop.time()
+            return self._route_deadline(call, step.untried(now))
         return step.deadline
 
-    def _route_deadline(self, deadline: Deadline, later_routes: Sequence[Route]) -> Deadline:
+    def _route_deadline(self, call: CallState, later_routes: Sequence[Route]) -> Deadline:
         """Return when a route must be done, so that a later one still has a chance."""
         if not later_routes or not self._settings.falls_back_on(Reason.TIMEOUT):
-            return deadline
-        return deadline.share(asyncio.get_running_loop().time(), later_routes)
+            return call.deadline
+        return call.deadline.share(call.loop.time(), later_routes)
 
     async def _wait_in_queue(
         self, call: CallState, state: RouteState, slot: Slot, joined: float
     ) -> None:
         """Wait for the turn; leave when the time is needed elsewhere or the breaker opens."""
-        loop = asyncio.get_running_loop()
+        loop = call.loop
         breaker, queues = state.route.breaker, AccountQueues(state, slot)
         if call.progress is not None:
             limiter = state.route.limiter
@@ -554,7 +554,7 @@ class Pipeline:
             # The last usable route, and only a probe in flight: its outcome is worth waiting for,
             # unless another route can be used before.
             until = min((other.blocked_until() or 0.0 for other in others), default=math.inf)
-            wait = until - asyncio.get_running_loop().time()
+            wait = until - call.loop.time()
             if answer.retry_after is not None:
                 wait = min(wait, answer.retry_after)
             if call.progress is not None:

@@ -113,7 +113,7 @@ class _Simulation:
                 for number, at in enumerate(arrivals):
                     await _until(at)
                     calls.create_task(self._call(number))
-        except* Exception as bugs:  # noqa: BLE001 - no error of a call, which is a result
+        except ExceptionGroup as bugs:  # no error of a call, which is a result
             raise bugs.exceptions[0] from None
         await self._pipeline.background.drained()
 
