@@ -117,7 +117,10 @@ class Batch:
                 outcome = await self._request(row)
                 entry = self._journal.record(row, outcome)  # not in a thread: cannot be cancelled
             except Exception as error:  # noqa: BLE001 - a file cannot be written, or it is a bug
-                self._stop(line_and_code(error)[0])
+                line = line_and_code(error)[0]
+                if self.stopped is not None:
+                    warn(f"{row.id}: not recorded: {line}")
+                self._stop(line)
             else:
                 self.entries.append(entry)
                 images = ", ".join(entry.get("files", [row.id]))
@@ -149,7 +152,9 @@ class Batch:
         for row_id, task in self._tasks.items():
             if row_id not in self._begun:
                 task.cancel()
-        calls = [row for row in self._begun.values() if not self._tasks[row.id].done()]
+        ending = asyncio.current_task()  # of the row that causes the stop; None for a signal
+        begun = [(row, self._tasks[row.id]) for row in self._begun.values()]
+        calls = [row for row, task in begun if task is not ending and not task.done()]
         if all(len(row.names) == 1 for row in calls):
             for breaker in self._client.breakers.values():
                 breaker.force_open = True

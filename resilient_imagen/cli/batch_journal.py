@@ -67,11 +67,17 @@ class Journal:
     def __init__(self, path: Path, file: FileIO) -> None:
         self._path = path
         self._file = file
-        self._entries: dict[str, Entry] = {}
+        self._done: dict[str, Entry] = {}
+        """The latest line with images of each row, by id: its files are those in the directory."""
+        self._refused: set[tuple[str, str]] = set()
+        """Ids and fingerprints of the requests that were refused because of their prompt."""
         for number, line in enumerate(file.readall().splitlines(), start=1):
             try:
                 entry = json.loads(line)
-                self._entries[entry["id"]] = entry
+                if entry["status"] == "done":
+                    self._done[entry["id"]] = entry
+                elif entry["reason"] == Reason.CONTENT_BLOCKED:
+                    self._refused.add((entry["id"], entry["asked"]))
             except (ValueError, TypeError, LookupError, RecursionError):
                 warn(f"{path}: ignoring the damaged line {number}")
 
@@ -80,13 +86,11 @@ class Journal:
 
         Neither is requested: the same prompt would be refused again, and perhaps charged.
         """
-        match self._entries.get(row.id):
-            case {"asked": row.asked, "status": "done", "files": [_, *_] as files}:
+        match self._done.get(row.id):
+            case {"asked": row.asked, "files": [_, *_] as files}:
                 saved = all(is_file(self._path.parent / str(file)) for file in files)
                 return "kept" if saved else None
-            case {"asked": row.asked, "status": "failed", "reason": Reason.CONTENT_BLOCKED}:
-                return "failed"
-        return None
+        return "failed" if (row.id, row.asked) in self._refused else None
 
     def record(self, row: PromptRow, outcome: ImageResult | ImageGenerationError) -> Entry:
         """Save a row's images, if any, and append its line; return when both are on the disk.

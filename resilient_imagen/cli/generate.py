@@ -103,8 +103,8 @@ def generate(
             "--from",
             help="Make many images: a file with a JSON object per line. Its keys are prompt, id, "
             "aspect_ratio, resolution, references (a list of paths, addresses or data URLs), n, "
-            "output_format, background, quality and seed. Run it again to continue after Ctrl-C, "
-            "SIGTERM or a crash: finished images are kept.",
+            "output_format, output_compression, background, quality and seed. Run it again to "
+            "continue after Ctrl-C, SIGTERM or a crash: finished images are kept.",
             exists=True,
             dir_okay=False,
         ),

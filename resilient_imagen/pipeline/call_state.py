@@ -39,7 +39,7 @@ __all__ = ["CallState", "new_id"]
 _SETUP: Final = "loading the SDK"
 _BREAKER: Final = "waiting for a circuit breaker"
 
-_ids: Final = random.Random()  # of its own: applications may seed the one that all share
+_ids: Final = random.Random()  # a separate generator: applications may seed the shared one
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_ids.seed)
 
@@ -111,7 +111,7 @@ class CallState:
     backoff_s: float = 0.0
     """Seconds spent between retries."""
     spent: dict[str, float] = field(default_factory=dict)
-    """Seconds by what else they were spent on, in words for the error of a passed deadline."""
+    """Seconds by activity, in words for the error of a passed deadline."""
     success_event: AttemptEnded | None = None
     """The event of the request that brought the image."""
     route_state: RouteState | None = None
@@ -277,7 +277,7 @@ class CallState:
         """Return the error for a call that no route served.
 
         One route: its own error. A later route that found the request itself at fault: that
-        error, for its cause must not be lost behind an earlier outage. Otherwise all of them.
+        error, because its cause must not be lost behind an earlier outage. Otherwise all of them.
         """
         errors = tuple(self.errors())
         at_fault = [error for error in errors[1:] if error.reason in REFUSALS]
@@ -301,7 +301,7 @@ class CallState:
 
     def _soonest_retry(self) -> float | None:
         """Return the seconds until the first route may serve, by its breaker or its vendor."""
-        now = asyncio.get_running_loop().time()
+        now = self.loop.time()
         errors: dict[int, ImageGenerationError | None] = {**self.route_errors}
         if self.route_state is not None:  # the route that it is on
             state = self.route_state

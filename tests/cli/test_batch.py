@@ -134,7 +134,7 @@ def test_equal_rows_need_ids(capsys: Capsys, imagen_emulator: BackgroundEmulator
     assert asked(imagen_emulator) == {"scene 1": 2}
 
 
-def test_what_changed_is_made_again(capsys: Capsys, imagen_emulator: BackgroundEmulator) -> None:
+def test_a_changed_row_is_made_again(capsys: Capsys, imagen_emulator: BackgroundEmulator) -> None:
     """A row whose request changed, and one whose image was deleted, are made again."""
     write(scenes(3))
     batch(capsys)

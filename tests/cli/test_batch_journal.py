@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import pytest
 from batch_kit import asked, batch, journal, prepare, run_rows, scenes, write
 from images_samples import delivered
 
+from resilient_imagen import Reason
 from resilient_imagen.cli import batch_journal, files
 from resilient_imagen.cli.batch_journal import Entry, Journal, open_journal
 from resilient_imagen.cli.batch_prompts import PromptRow, read_prompts
 from resilient_imagen.cli.image_spec import ImageSpec
 from resilient_imagen.emulator import BackgroundEmulator
+from resilient_imagen.errors import provider_failure
 from resilient_imagen.testing import TINY_PNG, FakeProvider
 
 pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]
@@ -126,6 +129,22 @@ def test_the_last_line_of_a_row_counts() -> None:
         assert kept.settled(second) is None
 
 
+def test_a_refused_prompt_does_not_hide_the_image_of_another_one() -> None:
+    """The directory still has the image of the first prompt: it is kept if that is back."""
+    usual = ImageSpec("", "9:16", "2K")
+    (first,) = read_prompts(write([{"id": "a", "prompt": "one"}]), usual)
+    (second,) = read_prompts(write([{"id": "a", "prompt": "two"}]), usual)
+    blocked = provider_failure(Reason.CONTENT_BLOCKED, provider="google", model="m")
+    with open_journal(Path("out")) as kept:
+        kept.record(first, delivered(TINY_PNG))
+        kept.record(second, blocked)
+    with open_journal(Path("out")) as kept:
+        assert (kept.settled(first), kept.settled(second)) == ("kept", "failed")
+        kept.record(second, delivered(TINY_PNG))
+    with open_journal(Path("out")) as kept:
+        assert (kept.settled(first), kept.settled(second)) == (None, "kept")
+
+
 # -- files that cannot be written -------------------------------------------------------------
 
 
@@ -201,6 +220,42 @@ def test_a_disk_that_fills_up_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> 
     assert run.stopped == "out/s2.png: No space left on device"
     assert {entry["id"] for entry in journal()} == {"s0", "s1"}
     assert len(run.entries) == 2
+
+
+def test_a_row_that_stops_the_run_is_no_call_under_way(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capsys
+) -> None:
+    """A row of several images that cannot be saved allows no further request of another row."""
+
+    def failing(path: Path, _: bytes) -> None:
+        raise OSError(FULL.errno, FULL.strerror, str(path))
+
+    monkeypatch.setattr(batch_journal, "write_whole", failing)
+    google = FakeProvider("google", latency=1.0)
+    openai = FakeProvider("openai")
+    google.fail(Reason.OVERLOADED, latency=5.0, status=503, times=1)
+    other, several = rows(2)
+    several = replace(several, spec=replace(several.spec, options={"n": 2}))
+    run = run_rows([other, several], google, openai, max_retries=3)
+    assert (run.stopped or "").endswith("No space left on device")
+    assert len(google.sent) == 3, "one of the first row, two images of the second"
+    assert openai.sent == []
+    assert "finishing sent calls: 1;" in capsys.readouterr().err
+
+
+def test_each_image_that_cannot_be_saved_is_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capsys
+) -> None:
+    """The first one stops the run; images that arrive later were paid for, too."""
+
+    def failing(path: Path, _: bytes) -> None:
+        raise OSError(FULL.errno, FULL.strerror, str(path))
+
+    monkeypatch.setattr(batch_journal, "write_whole", failing)
+    run_rows(rows(3), FakeProvider("google"))
+    err = capsys.readouterr().err
+    assert err.count("No space left on device") == 3
+    assert err.count("not recorded") == 2
 
 
 def test_a_bug_drops_nothing_that_is_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ def here(
         pytest.param(signal.SIGHUP, 129, marks=pytest.mark.ci),
     ],
 )
-def test_a_signal_waits_for_what_was_sent(
+def test_a_signal_waits_for_sent_requests(
     number: signal.Signals, code: int, tmp_path: Path, imagen_emulator: BackgroundEmulator
 ) -> None:
     """Images of sent requests are saved, no more are sent, and the next run requests the rest."""
@@ -64,7 +64,7 @@ def test_a_signal_waits_for_what_was_sent(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_signal_again_drops_what_was_sent(
+def test_a_second_signal_drops_sent_requests(
     number: signal.Signals, code: int, tmp_path: Path, imagen_emulator: BackgroundEmulator
 ) -> None:
     """The second signal ends the run at once and leaves no partial file."""
