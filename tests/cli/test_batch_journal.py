@@ -41,6 +41,16 @@ def emulator(
     return imagen_emulator
 
 
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no image be saved."""
+
+    def fail(path: Path, _: bytes) -> None:
+        raise OSError(FULL.errno, FULL.strerror, str(path))
+
+    monkeypatch.setattr(batch_journal, "write_whole", fail)
+
+
 def rows(count: int = 1) -> list[PromptRow]:
     return read_prompts(write(scenes(count)), ImageSpec("", "9:16", "2K"))
 
@@ -222,15 +232,10 @@ def test_a_disk_that_fills_up_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(run.entries) == 2
 
 
-def test_a_row_that_stops_the_run_is_no_call_under_way(
-    monkeypatch: pytest.MonkeyPatch, capsys: Capsys
-) -> None:
+@pytest.mark.usefixtures("full_disk")
+def test_a_row_that_stops_the_run_is_no_call_under_way(capsys: Capsys) -> None:
     """A row of several images that cannot be saved allows no further request of another row."""
 
-    def failing(path: Path, _: bytes) -> None:
-        raise OSError(FULL.errno, FULL.strerror, str(path))
-
-    monkeypatch.setattr(batch_journal, "write_whole", failing)
     google = FakeProvider("google", latency=1.0)
     openai = FakeProvider("openai")
     google.fail(Reason.OVERLOADED, latency=5.0, status=503, times=1)
@@ -243,15 +248,10 @@ def test_a_row_that_stops_the_run_is_no_call_under_way(
     assert "finishing sent calls: 1;" in capsys.readouterr().err
 
 
-def test_each_image_that_cannot_be_saved_is_reported(
-    monkeypatch: pytest.MonkeyPatch, capsys: Capsys
-) -> None:
+@pytest.mark.usefixtures("full_disk")
+def test_each_image_that_cannot_be_saved_is_reported(capsys: Capsys) -> None:
     """The first one stops the run; images that arrive later were paid for, too."""
 
-    def failing(path: Path, _: bytes) -> None:
-        raise OSError(FULL.errno, FULL.strerror, str(path))
-
-    monkeypatch.setattr(batch_journal, "write_whole", failing)
     run_rows(rows(3), FakeProvider("google"))
     err = capsys.readouterr().err
     assert err.count("No space left on device") == 3
