@@ -252,7 +252,7 @@ class Fallback:
             refused_to_send
             and speculative
             and before is not None
-            and not (leads_on and _next_usable(call) is not None)
+            and (not leads_on or _next_usable(call) is None)
         ):
             # The route may serve later, when the request before it has failed.
             before.state.successor_started = False

@@ -363,8 +363,10 @@ class Pipeline:
         self, call: CallState, state: RouteState, error: ImageGenerationError
     ) -> float | None:
         """Return the seconds until the route gets another request, or None to leave it."""
-        if state.successor_started or state.step.attempt_number >= state.step.max_attempts:
+        if state.successor_started:
             return None
+        if state.step.attempt_number >= state.step.max_attempts:
+            return None  # before the estimates that the policy needs
         if error.reason is Reason.TIMEOUT and self._keeps:
             return None
         if self._next_account(call, state, error.reason) is not None:
@@ -531,8 +533,7 @@ class Pipeline:
 
     async def _with_breaker(self, call: CallState, state: RouteState, slot: Slot) -> AttemptOutcome:
         """Send one request with a permit, the one acquired early or a new one; settle it once."""
-        if state.permit is not None:
-            state.drop_permit(only_if_stale=True)
+        state.drop_permit(only_if_stale=True)
         if state.permit is None:
             answer = state.route.breaker.acquire()
             if isinstance(answer, Rejection):

@@ -71,6 +71,7 @@ class SinkDispatcher:
     def _handlers_of(self, kind: type[Event]) -> tuple[_Handler, ...]:
         found: list[_Handler] = []
         for sink in self._inline:
+            # A subclass of a built-in sink may define `handle`, too.
             if not isinstance(sink, SelectiveSink) or type(sink).handle is not SelectiveSink.handle:
                 found.append((sink, partial(_handle, sink)))
             elif (handler := sink.handler_of(kind)) is not None:
